@@ -35,7 +35,7 @@ from typing import Any
 
 from schedules.codegen.nest import CHUNKED
 from schedules.instructions.finish import with_import
-from schedules.ir.expression import buffers_loaded, index, substitute
+from schedules.ir.expression import buffers_loaded, substitute
 from schedules.ir.inline import call_name
 from schedules.ir.lets import inlined_divisions, kept_differences, opaque_floats
 from schedules.ir.size_proofs import with_shape
@@ -103,9 +103,10 @@ def _divisible(body: Stmt) -> Stmt:
 
     def divided(division: Expr) -> Expr:
         a, b = division.a, division.b
-        if isinstance(b, tirx.IntImm) or not str(b.ty.dtype).startswith("int"):
+        dtype = str(b.ty)
+        if isinstance(b, tirx.IntImm) or not dtype.startswith("int"):
             return division
-        return type(division)(a, tirx.Select(tirx.EQ(b, index(0, str(b.ty))), index(1, str(b.ty)), b))
+        return type(division)(a, tirx.Select(tirx.EQ(b, tirx.const(0, dtype)), tirx.const(1, dtype), b))
 
     fresh: dict[Var, Expr] = {}
 

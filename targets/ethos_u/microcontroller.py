@@ -54,7 +54,7 @@ static const uint8_t commands[{command_bytes}] __attribute__((aligned({alignment
 {commands}
 }};
 
-{place}static {const}uint8_t weights[{weight_bytes}] __attribute__((aligned({alignment}))) = {{
+{location}static {const}uint8_t weights[{weight_bytes}] __attribute__((aligned({alignment}))) = {{
 {weights}
 }};
 

@@ -14,7 +14,6 @@ from tvm.relax import op as R
 
 from compiler.frontends.onnx import dtypes
 from compiler.frontends.onnx.broadcasting import elementwise
-from compiler.frontends.onnx.builder import OPAQUE
 from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.registry import converter
 from compiler.frontends.onnx.values import Constant, Value
@@ -65,13 +64,20 @@ def converted(context: NodeContext, data: relax.Expr, source: str, target: str) 
 
 
 def _rounded(context: NodeContext, data: relax.Expr) -> relax.Expr:
-    """Round to bfloat16 in a kernel of its own: fused with others, TVM would compute them in float32 without
-    rounding."""
+    """Round to the nearest bfloat16, to even at ties, by the bits of a float32: TVM computes the bfloat16 values within
+    a kernel in float32, without the rounding of a plain cast."""
 
     def rounded(x: te.Tensor) -> te.Tensor:
-        return te.compute(x.shape, lambda *i: x(*i).astype("bfloat16"), name="round")
+        def element(*indices: Expr) -> Expr:
+            value = x(*indices)
+            bits = tirx.reinterpret("uint32", value)
+            half = tirx.const(0x7FFF, "uint32") + tirx.bitwise_and(bits >> 16, tirx.const(1, "uint32"))
+            kept = tirx.bitwise_and(bits + half, tirx.const(0xFFFF0000, "uint32"))
+            return tirx.Select(tirx.isnan(value), value, tirx.reinterpret("float32", kept)).astype("bfloat16")
 
-    return context.emit_te(rounded, data, primfunc_name_hint="round", primfunc_attrs={"op_pattern": OPAQUE})
+        return te.compute(x.shape, element, name="round")
+
+    return context.emit_te(rounded, data, primfunc_name_hint="round")
 
 
 def _float_to_integer(context: NodeContext, data: relax.Expr, source: str, target: str) -> relax.Expr:
