@@ -5,6 +5,7 @@ The syntax is what the template adds for an assistant's message with one and wit
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Collection, Mapping, Sequence
@@ -18,6 +19,7 @@ from compiler.generation.prompts import PromptReader
 Parts = tuple[str | int | None, ...]
 _NAME, _ARGUMENTS, _IDS = "made_up_function", {"made_up_key": "made up value"}, ("madeupid1", "madeupid2")
 _TOOL = {"name": _NAME, "description": "made up", "parameters": {"type": "object", "properties": {}}}
+_THOUGHT_END = "</think>"
 _THOUGHT = re.compile(r"<think>\s*(</think>\s*)?$")
 
 
@@ -48,12 +50,28 @@ class CallSyntax:
         arguments = {"type": "json_schema", "json_schema": schema, "max_whitespace_cnt": WHITESPACE}
         return _sequence([*_formats((_quoted(function["name"]), *self.between)), arguments])
 
-    def read(self, text: str, names: Collection[str]) -> list[tuple[str, str]]:
-        """Return names and arguments, as JSON, of the complete calls in a text without special tokens."""
+    def openings(self, names: Collection[str]) -> list[str]:
+        """Return the visible texts of which one begins a call: the first word of `before`, or a name if it has none."""
+        words = _visible(self.before).split()
+        return words[:1] or [f"{_quoted(each)}{_visible(self.between).strip()}{{" for each in names]
+
+    def anywhere(self) -> CallSyntax:
+        """Return the syntax of calls behind other text, without the end of a thought."""
+        first, *others = self.before or ("",)
+        behind = first.rpartition(_THOUGHT_END)[2] if isinstance(first, str) else first
+        return replace(self, before=(behind, *others))
+
+    def find(self, text: str, names: Collection[str]) -> list[tuple[str, str]]:
+        """Return the first calls in a text, like `read`."""
+        starts = (match.start() for each in self.openings(names) for match in re.finditer(re.escape(each), text))
+        return next((calls for start in sorted(starts) if (calls := self.read(text, names, start))), [])
+
+    def read(self, text: str, names: Collection[str], at: int = 0) -> list[tuple[str, str]]:
+        """Return names and arguments, as JSON, of the complete calls from a position in a text without special tokens
+        on."""
         named = {_quoted(each): each for each in names}
         chosen = "|".join(sorted(map(re.escape, named), key=len, reverse=True))
         found: list[tuple[str, str]] = []
-        at = 0
         part: Parts | None = self.before
         while part is not None:
             match = re.compile(f"{_pattern(part)}({chosen}){_pattern(self.between)}").match(text, at)
@@ -129,7 +147,7 @@ def _message(head: str, text: str, stops: Sequence[str]) -> str:
 def _closing(head: str) -> str:
     """Return the end of a thought that the beginning of a message leaves open."""
     thought = _THOUGHT.search(head)
-    return "\n</think>\n\n" if thought and not thought[1] else ""
+    return f"\n{_THOUGHT_END}\n\n" if thought and not thought[1] else ""
 
 
 def _split(text: str, calls: int, special: Mapping[str, int]) -> list[Parts] | None:
@@ -172,6 +190,12 @@ def _pattern(parts: Parts) -> str:
     texts = [each for each in parts if not isinstance(each, int)]
     words = [r"\w{9}" if text is None else r"\s*".join(map(re.escape, re.split(r"\s+", text))) for text in texts]
     return rf"\s*{''.join(words)}\s*"
+
+
+def _visible(parts: Parts) -> str:
+    """Return the text of parts up to an identifier, without special tokens."""
+    known = itertools.takewhile(lambda each: each is not None, parts)
+    return "".join(each for each in known if isinstance(each, str))
 
 
 def _quoted(name: str) -> str:

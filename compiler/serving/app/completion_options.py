@@ -54,7 +54,7 @@ class CompletionRequest:
         tools: names of the functions that the model may call; None for no tools.
         several_calls: the model may make several calls at once.
         required: functions of which the text must call one; none if it may be anything else.
-        syntax: the syntax of required calls in the model's chat template.
+        syntax: the syntax of calls in the model's chat template.
     """
 
     prompts: tuple[Prompt, ...]

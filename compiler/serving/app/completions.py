@@ -114,11 +114,11 @@ class ChatFormat:
     def _calls(self, index: int) -> CalledTools | RequiredCalls:
         if index not in self._called:
             request = self._request
-            names = request.tools or ()
+            names, syntax = request.tools or (), request.syntax
             self._called[index] = (
-                CalledTools(names, several=request.several_calls)
-                if request.syntax is None
-                else RequiredCalls(names, request.syntax)
+                RequiredCalls(names, syntax)
+                if request.required and syntax is not None
+                else CalledTools(names, several=request.several_calls, syntax=syntax)
             )
         return self._called[index]
 
@@ -241,7 +241,7 @@ class Completions:
             service = held.enter_context(self._repository.lease(name))
             if not isinstance(service, TextService):
                 raise InputError(f"{name!r} is not a language model", "use /v1/embeddings, or /v2/models/NAME/infer")
-            if request.required:
+            if request.tools is not None:
                 request = await _with_calls(service, request, call)
             texts = await _Texts.submit(service, request, call)
             held.callback(self._count, name, texts)
@@ -294,10 +294,13 @@ class _Texts:
 
 
 async def _with_calls(service: TextService, request: CompletionRequest, call: Call) -> CompletionRequest:
-    """Constrain the text to calls. Raises InputError if the model's chat template takes no tools."""
+    """Add the syntax of calls, and constrain the text to them if they are required. Raises InputError if the model's
+    chat template takes no tools."""
     [prompt] = request.prompts
     assert isinstance(prompt, Mapping)
     syntax = await service.call_syntax(prompt["names"], call.required_sandbox)
+    if not request.required:
+        return replace(request, syntax=syntax)
     grammar = syntax.grammar(request.required, several=request.several_calls)
     call.limits.check("grammar_bytes", utf8_size(grammar.text))
     return replace(request, syntax=syntax, options=replace(request.options, grammar=grammar))

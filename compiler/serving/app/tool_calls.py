@@ -79,18 +79,20 @@ def message_calls(given: object) -> list[dict[str, Any]]:
 
 
 class CalledTools:
-    """Parser of calls in a generated text: JSON between tags (Qwen, Hermes, Granite, SmolLM), or a text that is all
-    JSON (Llama 3, Mistral). Anything else is text.
+    """Parser of calls in a generated text: JSON between tags (Qwen, Hermes, Granite, SmolLM), a text that is all JSON
+    (Llama 3, Mistral), or calls in the syntax of the chat template. Anything else is text.
 
     Text that may be part of a call is held back until it turns out not to be, or the text ends.
     """
 
-    def __init__(self, names: Sequence[str], *, several: bool) -> None:
+    def __init__(self, names: Sequence[str], *, several: bool, syntax: CallSyntax | None = None) -> None:
         """`names`: names of the functions; `several`: accept more than the first call."""
         self._names, self._several = frozenset(names), several
+        self._syntax = None if syntax is None else syntax.anywhere()
         self._pieces, self._said = list[str](), 0
         self._is_json: bool | None = None  # None: only white space so far
-        self._tag = StopTexts([_BEGIN])
+        own = () if self._syntax is None else self._syntax.openings(sorted(self._names))
+        self._tag = StopTexts([_BEGIN, *own])
 
     def say(self, text: str) -> str:
         """Append text; return the part that does not belong to a call."""
@@ -107,6 +109,8 @@ class CalledTools:
         """Return the held-back text that is not a call, and the calls."""
         text = "".join(self._pieces)
         calls = self._calls(text)
+        if not calls and self._syntax is not None:
+            calls = [_as_call(*each) for each in self._syntax.find(text, self._names)]
         rest = "" if calls else text[self._said :]
         return rest, calls if self._several else calls[:1]
 

@@ -60,6 +60,7 @@ class TextService:
         self._reader = self.model.prompts
         self._prompts: State | None = None
         self._grammars: GrammarProcesses | None = None
+        self._call_syntax: CallSyntax | None = None  # without variables of a request
 
     @property
     def inputs(self) -> tuple[TensorDescription, ...]:
@@ -153,8 +154,13 @@ class TextService:
         """
         if self._prompts is None:
             self._reader.required_tokenizer()
+        if not names and self._call_syntax is not None:
+            return self._call_syntax
         before, between, middle, end = await sandbox.run("call syntax", self._prompts, dict(names))
-        return CallSyntax(tuple(before), tuple(between), None if middle is None else tuple(middle), tuple(end))
+        found = CallSyntax(tuple(before), tuple(between), None if middle is None else tuple(middle), tuple(end))
+        if not names:
+            self._call_syntax = found
+        return found
 
     async def submit(
         self, prompt: ReadPrompt, options: GenerationOptions, matcher: Matcher | None = None

@@ -115,6 +115,12 @@ def test_the_grammar_accepts_what_the_template_writes(name: str) -> None:
     ]
     assert not syntax.read(text, ["time"])
     assert not syntax.read("some text", ["weather"])
+    behind = syntax.anywhere()
+    call = text.rpartition("</think>")[2]
+    for before in ("", "Let me see: the weather.\n"):
+        assert [given for _, given in behind.find(before + call, ["time", "weather"])] == [json.dumps(_CITY)]
+        assert any(each in call for each in syntax.openings(["weather"])) or "</think>" in text
+    assert not behind.find("the weather is a tool_call", ["weather"])
     if name == "one call":
         assert syntax.middle is None
         return

@@ -13,6 +13,7 @@ import compiler
 import schedules.ir.load_tvm  # noqa: F401  (loads TVM without torch)
 from compiler.errors import InputError
 from compiler.generation import load
+from compiler.generation.tool_calls import CallSyntax
 from compiler.serving.app.completion_options import chat_request
 from compiler.serving.app.tool_calls import CalledTools
 from compiler.serving.configuration import model_options
@@ -98,6 +99,19 @@ def test_calls_in_pieces_of_a_text(text: str, said: str, count: int, step: int) 
         assert (each["type"], each["function"]["name"]) == ("function", "weather")
         assert json.loads(each["function"]["arguments"]) == {"city": "Ulm"}
     assert len({each["id"] for each in calls}) == count
+
+
+@pytest.mark.parametrize("step", [1, 3, 1000])
+def test_calls_in_the_syntax_of_a_template(step: int) -> None:
+    """The special token in front of a call is not part of the text, so that a call begins with its name."""
+    syntax = CallSyntax((9,), ("=>",), (";", 9), (";",))
+    for said, calls in (("Let me see: weather. ", 2), ("", 1), ("the weather=", 0), ("weather=>{broken", 0)):
+        text = said + ";".join(['weather=>{"city": "Ulm"}'] * calls)
+        called = CalledTools(["weather", "time"], several=True, syntax=syntax)
+        found = "".join(called.say(text[start : start + step]) for start in range(0, len(text), step))
+        rest, made = called.ended()
+        assert found + rest == said
+        assert [json.loads(each["function"]["arguments"]) for each in made] == [{"city": "Ulm"}] * calls
 
 
 def test_one_call_where_several_are_not_wanted() -> None:
