@@ -17,5 +17,8 @@ UPDATES = "tensorwright.updates"
 LOOP = "tensorwright.loop"
 """Attribute of a Relax function that runs up to 2^level iterations of a loop: the number of state tensors, and whether
 its last parameter is the number of iterations (1) or the count is not known beforehand (0)."""
+ELEMENTWISE, FUSABLE, OPAQUE = 0, 4, 8
+"""Relax's pattern kinds, attribute "op_pattern" of a kernel: fuses with its producer; elementwise consumers are fused
+into it ("out elementwise fusable"); fuses with nothing."""
 CALLS = "tensorwright.calls"
 """Attribute of a kernel: the names of the kernels that it calls."""

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from schedules.annotations import UPDATES
+from schedules.annotations import OPAQUE, UPDATES
 from schedules.attention.cache.description import FIRST_ROW, FIRST_TOKEN, SLOT, TOKENS
 from schedules.codegen.nest import (
     allocate,
@@ -34,7 +34,6 @@ from schedules.ir.expression import expression
 from schedules.ir.stages import shape_of
 from schedules.ir.tir import BlockBuilder, Buffer, Expr, Stmt, relax, te, tirx
 
-_OPAQUE = 8  # Relax's pattern kind for functions that are never fused
 _LANES = 16
 _MAX_COLUMNS = 64  # per task: its accumulators are four vectors of 16
 
@@ -162,7 +161,7 @@ def with_state(
         found = te.extern(shapes, list(tensors), generate, name, ["float32"] * 2, out_buffers=outputs)
         return list(found)
 
-    attrs = {"op_pattern": _OPAQUE, UPDATES: len(operands)}
+    attrs = {"op_pattern": OPAQUE, UPDATES: len(operands)}
     call = builder.call_te(compute, *operands.values(), state, primfunc_name_hint=name, primfunc_attrs=attrs)
     found = builder.emit(call)
     return builder.emit(relax.TupleGetItem(found, 0)), builder.emit(relax.TupleGetItem(found, 1))

@@ -35,7 +35,7 @@ from typing import Any
 
 from schedules.codegen.nest import CHUNKED
 from schedules.instructions.finish import with_import
-from schedules.ir.expression import buffers_loaded, substitute
+from schedules.ir.expression import DIVISIONS, buffers_loaded, substitute
 from schedules.ir.inline import call_name
 from schedules.ir.lets import inlined_divisions, kept_differences, opaque_floats
 from schedules.ir.size_proofs import with_shape
@@ -46,8 +46,6 @@ from schedules.machine import dtype_bits
 
 PIPELINE = "tensorwright"
 _STACK_BITS = 8 * (16 << 10)  # far larger than any tile held in registers
-
-_DIVISIONS = (tirx.Div, tirx.Mod, tirx.FloorDiv, tirx.FloorMod)
 
 # Messages of TVM's argument checks, after the name of the argument.
 _OF_A_TENSOR = (".ndim", ".dtype", ".device_type", ".device_id", ".strides", " data pointer is NULL")
@@ -112,12 +110,12 @@ def _divisible(body: Stmt) -> Stmt:
 
     def allocated(allocation: Stmt) -> None:
         sizes = list(allocation.buffer.ty.shape)
-        safe = [structural_map(size, (_DIVISIONS, divided)) for size in sizes]
+        safe = [structural_map(size, (DIVISIONS, divided)) for size in sizes]
         if not all(a.same_as(b) for a, b in zip(sizes, safe, strict=True)):
             fresh[allocation.buffer] = with_shape(allocation.buffer, safe)
 
     def bound(binding: Stmt) -> Stmt:
-        value = structural_map(binding.value, (_DIVISIONS, divided))
+        value = structural_map(binding.value, (DIVISIONS, divided))
         return binding if value.same_as(binding.value) else tirx.Bind(binding.var, value)
 
     structural_walk(body, (tirx.AllocBuffer, allocated))
@@ -313,7 +311,7 @@ def bytes_for_booleans(body: Stmt) -> Stmt:
         if node.source not in made:
             return node
         value = tirx.BufferLoad(node.source, list(node.indices))
-        return tirx.NE(value, _constant(0, value))
+        return tirx.NE(value, tirx.const(0, str(value.ty)))
 
     def store(node: Stmt) -> Stmt:
         if node.buffer not in made:
@@ -367,12 +365,6 @@ def _of_bytes(buffer: Expr) -> Expr:
 
 def _number(condition: Expr) -> Expr:
     return tirx.Cast("int8" + str(condition.ty).removeprefix("bool"), condition)
-
-
-def _constant(number: int, like: Expr) -> Expr:
-    scalar, _, lanes = str(like.ty).partition("x")
-    constant = tirx.IntImm(scalar, number)
-    return tirx.Broadcast(constant, int(lanes)) if lanes else constant
 
 
 _EXTENT_FUNCTION = "tensorwright_extent"

@@ -25,7 +25,7 @@ from tvm_ffi.structural import WalkResult
 
 from compiler.codegen.kernel_lowering import holds_no_blocks
 from schedules.codegen.nest import name_opaque, sequence
-from schedules.ir.expression import constant_int
+from schedules.ir.expression import DIVISIONS, constant_int
 from schedules.ir.size_proofs import with_shape
 from schedules.ir.stages import product
 from schedules.ir.tir import StructuralKey, structural_map, structural_walk
@@ -171,7 +171,6 @@ def _quotients_first(body: Stmt, task: Var, parameters: set[Var]) -> Stmt:
     return sequence(*bindings, replaced) if bindings else replaced
 
 
-DIVISIONS = (tirx.FloorDiv, tirx.FloorMod, tirx.Div, tirx.Mod)
 _MIN_CONSTANT = 2
 _LARGE = 4096  # elements; far above the size from which TVM allocates buffers on the heap
 

@@ -56,7 +56,7 @@ class CallSyntax:
         return words[:1] or [f"{_quoted(each)}{_visible(self.between).strip()}{{" for each in names]
 
     def anywhere(self) -> CallSyntax:
-        """Return the syntax of calls behind other text, without the end of a thought."""
+        """Return the syntax of calls behind other text, without the tag that closes the reasoning."""
         first, *others = self.before or ("",)
         behind = first.rpartition(_THOUGHT_END)[2] if isinstance(first, str) else first
         return replace(self, before=(behind, *others))
@@ -145,7 +145,7 @@ def _message(head: str, text: str, stops: Sequence[str]) -> str:
 
 
 def _closing(head: str) -> str:
-    """Return the end of a thought that the beginning of a message leaves open."""
+    """Return the tag that closes the reasoning that the beginning of a message opens; "" if it opens none."""
     thought = _THOUGHT.search(head)
     return f"\n{_THOUGHT_END}\n\n" if thought and not thought[1] else ""
 

@@ -137,7 +137,8 @@ def race(
     report: Callable[[str], None] | None = None,
     settings: Mapping[str, str] | None = None,
 ) -> list[Result]:
-    """Run `rounds` turns of `seconds` each, interleaved. Raises InternalError if a contestant failed.
+    """Time each contestant for `seconds` in each of `rounds` rounds, in turn. Raises InternalError if a contestant
+    failed.
 
     Args:
         name: the model's name, for `report`.

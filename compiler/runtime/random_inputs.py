@@ -38,8 +38,8 @@ def random_inputs(
     """Inputs by name: standard normal floats, random booleans, and integers.
 
     Integers known to be indices (token ids) are spread over their whole range; others are 0 or 1, which are valid
-    indices and counts nearly everywhere. Integers and booleans with names of masks are ones. Raises InputError if they
-    would need more than `MAX_REFERENCE_BYTES`.
+    indices and counts nearly everywhere. Integer and boolean inputs that are named like masks are filled with ones.
+    Raises InputError if they would need more than `MAX_REFERENCE_BYTES`.
 
     Args:
         sizes: sizes of symbolic dimensions by name; 2 for missing ones, or a size that the relations allow.

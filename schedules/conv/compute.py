@@ -26,8 +26,6 @@ WINOGRAD = "conv-winograd"
 POOL = "pool"
 GLOBAL_POOL = "global-pool"
 
-FUSABLE = 4  # Relax's pattern kind "out elementwise fusable": elementwise consumers are fused into the kernel
-
 
 def spatial_sizes(work: WindowWorkload, data: Tensor) -> list[Index]:
     """Spatial sizes of the input; ints if static."""

@@ -463,13 +463,13 @@ class MatrixNest(DotNest):
         """Copy eight channels of a pixel: two blocks of the input. Data after the last block is multiplied by zero
         weights."""
         image, block, *position = source
-        quads = ceil_div(self.work.channels, self.work.stored_block)
+        blocks = ceil_div(self.work.channels, self.work.stored_block)
         parts = []
         for half in range(2):
-            quad = block * 2 + half
-            if half and quads % 2:
-                quad = minimum(quad, quads - 1)
-            value = tirx.reinterpret("int32", load(self.data, image, quad, *position, lanes_of(0, 4)))
+            stored = block * 2 + half
+            if half and blocks % 2:
+                stored = minimum(stored, blocks - 1)
+            value = tirx.reinterpret("int32", load(self.data, image, stored, *position, lanes_of(0, 4)))
             if self.work.shift:
                 value = value ^ tirx.IntImm("int32", SIGN_BITS)
             parts.append(store(self.scratch, value, *target, half))

@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from schedules.annotations import FUSABLE
 from schedules.gpu.matmul_form import ALONG_ROWS, WIDER
 from schedules.ir.stages import product
 from schedules.ir.tir import Attrs, BlockBuilder, Call, Expr, Index, Tensor, tirx, tvm
 
 te = tvm.te
-OUT_FUSABLE = 4  # Relax's pattern kind: elementwise consumers are fused into this operator
 _PADDING = "tensorwright.padding"
 _LAYOUTS = {1: ("NCW", "OIW"), 2: ("NCHW", "OIHW"), 3: ("NCDHW", "OIDHW")}
 
@@ -111,7 +111,7 @@ def legalize_convolution(builder: BlockBuilder, call: Call) -> Expr:
         data,
         _as_matrix(weight),
         primfunc_name_hint=f"conv{rank}d",
-        primfunc_attrs={"op_pattern": OUT_FUSABLE},
+        primfunc_attrs={"op_pattern": FUSABLE},
     )
 
 

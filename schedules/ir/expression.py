@@ -7,6 +7,8 @@ from typing import Any
 
 from schedules.ir.tir import Buffer, Expr, Index, Node, Stmt, Var, s_tir, structural_map, structural_walk, tirx, tvm
 
+DIVISIONS = (tirx.FloorDiv, tirx.FloorMod, tirx.Div, tirx.Mod)
+
 
 def constant_int(value: Expr) -> Index:
     """A Python int when the expression is a constant integer or bool, else the expression itself."""

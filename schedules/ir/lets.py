@@ -15,7 +15,7 @@ a numerator is hidden from it behind `| 0`, which costs no instruction.
 
 from __future__ import annotations
 
-from schedules.ir.expression import buffers_loaded, index, nodes, substitute, uses
+from schedules.ir.expression import DIVISIONS, buffers_loaded, index, nodes, substitute, uses
 from schedules.ir.tir import Expr, Stmt, StructuralKey, Var, structural_equal, structural_map, tirx, tvm
 
 _FLOATS = ("float16", "float32", "float64")
@@ -181,7 +181,6 @@ def _choice(condition: Expr, dtype: str) -> Expr:
     return tirx.Select(condition, index(1, dtype), index(0, dtype))
 
 
-_DIVISIONS = (tirx.FloorDiv, tirx.FloorMod, tirx.Div, tirx.Mod)
 _COMPOSED = (tirx.Add, tirx.Sub, tirx.Mul, tirx.Cast)  # no other numerator can be misread
 
 
@@ -202,7 +201,7 @@ def hide_backward_divisions(root: Stmt) -> Stmt:
         hidden = tirx.bitwise_or(numerator, tirx.IntImm(str(numerator.ty), 0)) if known[key] else numerator
         return type(division)(hidden, division.b) if known[key] else division
 
-    return structural_map(root, (_DIVISIONS, hide))
+    return structural_map(root, (DIVISIONS, hide))
 
 
 def _runs_backwards(expr: Expr) -> bool:
@@ -220,7 +219,7 @@ def _runs_backwards(expr: Expr) -> bool:
 
 def _offsets_division(expr: Expr) -> bool:
     """True if the expression is a sum of a division and a constant, possibly with other terms."""
-    divisions = nodes(expr, *_DIVISIONS) if isinstance(expr, tirx.Add | tirx.Sub) and _has_constant_term(expr) else []
+    divisions = nodes(expr, *DIVISIONS) if isinstance(expr, tirx.Add | tirx.Sub) and _has_constant_term(expr) else []
     return any(map(_has_variable, divisions))
 
 

@@ -175,9 +175,6 @@ def joined(sums: RegisterTile, other: RegisterTile) -> list[Stmt]:
     return sums.stores(lambda i, position, lane: sums.sum(i, position) + other.sum(i, position))
 
 
-FUSABLE = 4  # Relax's pattern kind "out elementwise fusable": elementwise consumers are fused into the kernel
-
-
 def pack_panels(weight: np.ndarray, width: int) -> np.ndarray:
     """A (depth, columns) weight as (panels, depth, width)."""
     depth, columns = weight.shape
@@ -216,4 +213,4 @@ def packed_matmul(data: Tensor, packed: Tensor, columns: int) -> Tensor:
     return te.compute(shape, point, name="matmul")
 
 
-__all__ = ["FUSABLE", "pack_panels", "pack_words", "packed_matmul"]
+__all__ = ["pack_panels", "pack_words", "packed_matmul"]

@@ -22,7 +22,7 @@ _TYPES = {  # of storages: names of safetensors
     "IntStorage": "I32",
     "LongStorage": "I64",
 }
-_MOST = 32 << 20  # bytes of the program
+_MAX_PROGRAM_BYTES = 32 << 20
 _LOCAL_HEADER = 30  # bytes, before the name of a file
 
 
@@ -45,7 +45,7 @@ def stored_tensors(file: BinaryIO) -> dict[str, StoredTensor]:
             raise ValueError("its parts are compressed")
         program = next(name for name in files if name.endswith("/data.pkl"))
         folder = program.removesuffix("data.pkl")
-        if files[program].file_size > _MOST:
+        if files[program].file_size > _MAX_PROGRAM_BYTES:
             raise ValueError(f"its program has {files[program].file_size} bytes")
         if f"{folder}byteorder" in files and archive.read(f"{folder}byteorder") != b"little":
             raise ValueError("it is of a big-endian machine")

@@ -19,12 +19,12 @@ from compiler.frontends.onnx.size_checks import Relation, SizeChecks
 from compiler.frontends.onnx.symbolic import Arithmetic, Dim, Scalar, expression, is_number, is_simple
 from compiler.frontends.onnx.values import Constant, Runtime, Symbolic, tensor_shape
 from compiler.passes.canonicalize.spell_sizes import respelled_call
+from schedules.annotations import OPAQUE
 from schedules.ir.tir import structural_equal
 from schedules.ir.tvm_types import Expr
 
 _LONGEST_SIZE = 120  # characters
 LARGEST_ELEMENT = 2**62
-OPAQUE = 8  # TVM's pattern kind of kernels that are never fused
 
 
 class Builder:

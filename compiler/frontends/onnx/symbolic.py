@@ -13,6 +13,7 @@ from typing import Any
 import tvm
 from tvm import sym, tirx
 
+from schedules.ir.expression import DIVISIONS
 from schedules.ir.size_proofs import SizeSpellings
 from schedules.ir.structural import structural_walk
 from schedules.ir.tir import structural_map
@@ -22,7 +23,6 @@ Scalar = Any  # int | float | bool | tvm.ir.Expr of a primitive type
 Dim = Any  # int | tvm.ir.Expr of type int64
 
 _MAX_SIZE = 2**40
-_DIVISIONS = (tirx.FloorDiv, tirx.FloorMod, tirx.Div, tirx.Mod)
 _LARGEST_DENOMINATOR = 16  # of float constants by which sizes are multiplied exactly
 
 
@@ -213,7 +213,7 @@ class Arithmetic:
         """True if the value divides by zero when the condition holds. Such runs are refused, and TVM, which simplifies
         the sides of a selection by its condition, does not compile the division."""
         divisors: list[tvm.ir.Expr] = []
-        structural_walk(value, (_DIVISIONS, lambda each: divisors.append(each.b)))
+        structural_walk(value, (DIVISIONS, lambda each: divisors.append(each.b)))
         divisors = [each for each in divisors if dtype_of(each) == "int64"]
         if not divisors:
             return False

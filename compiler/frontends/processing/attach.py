@@ -25,6 +25,7 @@ from compiler.frontends.processing.geometry import Axis, axes_of, emit_frame, em
 from compiler.frontends.processing.results import recognized, results_of
 from compiler.passes.rewriting.substitution import replace_leaves
 from compiler.support.processing import Processing, completed
+from schedules.annotations import OPAQUE
 from schedules.ir.tvm_types import BlockBuilder, Expr, Function, Stmt, Tensor
 
 _LONGEST_EDGE = 1 << 16
@@ -252,7 +253,6 @@ def _inlined(
 
 
 _MAX_CLASSES = 256  # in a uint8 mask
-_OPAQUE = 8  # TVM's pattern kind of kernels that are never fused
 
 
 def mask_outputs(model: ImportedModel, processing: Processing, sizes: tuple[str, str]) -> list[TensorSpec]:
@@ -278,7 +278,7 @@ def emit_mask(
     frame of `size`, interpolated linearly before the argmax, like the transformers library and mmsegmentation; for one
     class also the scores, float32 (height, width)."""
     height, width, _ = image.ty.shape.values
-    attributes = {"op_pattern": _OPAQUE}
+    attributes = {"op_pattern": OPAQUE}
     if int(values.ty.shape.values[1]) == 1:
         if processing.activation == "sigmoid":
             values = builder.emit(R.sigmoid(values))

@@ -19,6 +19,7 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from compiler.support.processing import Processing
+from schedules.annotations import OPAQUE
 from schedules.ir.tvm_types import BlockBuilder, Expr, Stmt, Tensor
 
 BILINEAR, BICUBIC = 1, 2  # filter radius in pixels
@@ -137,7 +138,6 @@ def _real(value: Expr) -> Expr:
 
 _BITS = 22  # Pillow's PRECISION_BITS: a sum of bytes fits 32 bits
 _GRAY = (19595, 38470, 7471)  # Pillow's weights of R, G and B, of 65536
-_OPAQUE = 8  # TVM's pattern kind of kernels that are never fused
 
 
 def emit_frame(builder: BlockBuilder, image: Expr, processing: Processing, size: tuple[int, int], layout: str) -> Expr:
@@ -190,7 +190,7 @@ def emit_placement(builder: BlockBuilder, image: Expr, processing: Processing, s
 
         return te.compute((3, 4), element, name="placement")
 
-    attributes = {"op_pattern": _OPAQUE}
+    attributes = {"op_pattern": OPAQUE}
     made = builder.call_te(placement, height, width, primfunc_name_hint="placement", primfunc_attrs=attributes)
     return builder.emit(made)
 
@@ -213,7 +213,7 @@ def _tables(
 
         return te.extern([[2, axis.frame], [axis.frame, count]], [], body, dtype=["int32", "int32"], name="tables")
 
-    attributes = {"op_pattern": _OPAQUE}
+    attributes = {"op_pattern": OPAQUE}
     hint = f"resize_weights_{which}"
     made = builder.emit(builder.call_te(tables, height, width, primfunc_name_hint=hint, primfunc_attrs=attributes))
     return builder.emit(relax.TupleGetItem(made, 0)), builder.emit(relax.TupleGetItem(made, 1))

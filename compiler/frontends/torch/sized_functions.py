@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _Function = Callable[..., Any]
+_Axes = tuple[Any, ...]  # a number for each spatial axis
 
 
 def sized_functions_captured() -> AbstractContextManager[None]:
@@ -47,7 +48,6 @@ def sized_functions_captured() -> AbstractContextManager[None]:
             (torch, "max_pool1d", _max_pool1d),
             (functional, "adaptive_max_pool2d", _adaptive_max_pool2d),
             (functional, "conv2d", _conv2d),
-            (functional, "conv_transpose2d", _conv_transpose2d),
             *((functional, f"conv_transpose{rank}d", _conv_transpose(rank)) for rank in (1, 2, 3)),
         ]
     )
@@ -358,7 +358,7 @@ def _conv2d(original: _Function) -> _Function:
 
         if not _is_symbolic(groups) or isinstance(padding, str) or input.ndim != 4:
             return original(input, weight, bias, stride, padding, dilation, groups)
-        steps, edges, spaces = map(_pair, (stride, padding, dilation))
+        steps, edges, spaces = (_of_axes(each, 2) for each in (stride, padding, dilation))
         batch, _, *sizes = input.shape
         count, channels, *window = weight.shape
         split = input.reshape(-1, channels, *sizes)
@@ -375,41 +375,9 @@ def _conv2d(original: _Function) -> _Function:
     return conv2d
 
 
-def _conv_transpose2d(original: _Function) -> _Function:
-    """Compute transposed convolutions with a dynamic number of groups as matmuls."""
-
-    def conv_transpose2d(
-        input: Tensor,
-        weight: Tensor,
-        bias: Tensor | None = None,
-        stride: Any = 1,
-        padding: Any = 0,
-        output_padding: Any = 0,
-        groups: Any = 1,
-        dilation: Any = 1,
-    ) -> Any:
-        from torch.nn import functional
-
-        if not _is_symbolic(groups) or input.ndim != 4:
-            return original(input, weight, bias, stride, padding, output_padding, groups, dilation)
-        steps, edges, ends, spaces = map(_pair, (stride, padding, output_padding, dilation))
-        batch, total, *sizes = input.shape
-        _, channels, *window = weight.shape
-        rows = input.reshape(batch, groups, total // groups, -1)
-        columns = weight.reshape(groups, total // groups, -1).mT @ rows
-        out = [
-            (size - 1) * step - 2 * edge + space * (width - 1) + end + 1
-            for size, step, edge, space, width, end in zip(sizes, steps, edges, spaces, window, ends, strict=True)
-        ]
-        found = functional.fold(columns.flatten(0, 1), tuple(out), tuple(window), spaces, edges, steps)
-        found = found.reshape(batch, groups * channels, *out)
-        return found if bias is None else found + bias.reshape(1, -1, 1, 1)
-
-    return conv_transpose2d
-
-
 def _conv_transpose(rank: int) -> Callable[[_Function], _Function]:
-    """Transposed convolutions with a dynamic output padding, which `output_size` gives: padded and cut afterwards."""
+    """Transposed convolutions with a dynamic output padding, which `output_size` gives: padded and cut afterwards; and,
+    of images, with a dynamic number of groups."""
 
     def replacement(original: _Function) -> _Function:
         def conv_transpose(
@@ -424,14 +392,16 @@ def _conv_transpose(rank: int) -> Callable[[_Function], _Function]:
         ) -> Any:
             from torch.nn import functional
 
-            ends = tuple(output_padding) if isinstance(output_padding, Sequence) else (output_padding,) * rank
-            if not any(map(_is_symbolic, ends)):
+            steps, edges, ends, spaces = (_of_axes(each, rank) for each in (stride, padding, output_padding, dilation))
+            if any(map(_is_symbolic, ends)):
+                found = conv_transpose(input, weight, None, stride, 0, 0, groups, dilation)
+                found = functional.pad(found, [each for end in reversed(ends) for each in (0, end)])
+                for axis, edge in enumerate(edges, -rank):
+                    found = found.narrow(axis, edge, found.shape[axis] - 2 * edge)
+            elif _is_symbolic(groups) and rank == 2 and input.ndim == 4:
+                found = _transposed_by_matmuls(input, weight, groups, steps, edges, ends, spaces)
+            else:
                 return original(input, weight, bias, stride, padding, output_padding, groups, dilation)
-            edges = tuple(padding) if isinstance(padding, Sequence) else (padding,) * rank
-            found = original(input, weight, None, stride, 0, 0, groups, dilation)
-            found = functional.pad(found, [each for end in reversed(ends) for each in (0, end)])
-            for axis, edge in enumerate(edges, -rank):
-                found = found.narrow(axis, edge, found.shape[axis] - 2 * edge)
             return found if bias is None else found + bias.reshape(-1, *[1] * rank)
 
         return conv_transpose
@@ -439,8 +409,27 @@ def _conv_transpose(rank: int) -> Callable[[_Function], _Function]:
     return replacement
 
 
-def _pair(value: Any) -> tuple[Any, Any]:
-    return (value[0], value[-1]) if isinstance(value, Sequence) else (value, value)
+def _transposed_by_matmuls(
+    input: Tensor, weight: Tensor, groups: Any, steps: _Axes, edges: _Axes, ends: _Axes, spaces: _Axes
+) -> Tensor:
+    from torch.nn import functional
+
+    batch, total, *sizes = input.shape
+    _, channels, *window = weight.shape
+    rows = input.reshape(batch, groups, total // groups, -1)
+    columns = weight.reshape(groups, total // groups, -1).mT @ rows
+    out = [
+        (size - 1) * step - 2 * edge + space * (width - 1) + end + 1
+        for size, step, edge, space, width, end in zip(sizes, steps, edges, spaces, window, ends, strict=True)
+    ]
+    found = functional.fold(columns.flatten(0, 1), tuple(out), tuple(window), spaces, edges, steps)
+    return found.reshape(batch, groups * channels, *out)
+
+
+def _of_axes(value: Any, rank: int) -> _Axes:
+    """Return an option of a convolution for each spatial axis."""
+    values = tuple(value) if isinstance(value, Sequence) else (value,)
+    return values * rank if len(values) == 1 else values
 
 
 def _remainder(original: _Function) -> _Function:

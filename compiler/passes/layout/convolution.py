@@ -41,6 +41,7 @@ from compiler.passes.layout.values import (
 from compiler.passes.layout.windows import SamePadding, same_padding
 from compiler.passes.rewriting.expansion import Expansion
 from compiler.passes.rewriting.matching import array_of, as_constant, dtype_of, rank_of, shape_of, static_shape
+from schedules.annotations import FUSABLE
 from schedules.conv import compute as conv_compute
 from schedules.conv.choose import (
     FloatChoice,
@@ -230,7 +231,7 @@ class BlockedConv:
             self._stored(work, False),
             packed,
             name=f"conv{work.rank}d",
-            pattern=conv_compute.FUSABLE,
+            pattern=FUSABLE,
         )
         return Value(plain=result)
 
@@ -349,7 +350,7 @@ class BlockedConv:
         data = self._stored(work, reads_half)
         name = f"conv{work.rank}d"
         operands = data, weight, self.out_sizes, *more
-        result = self.builder.emit_kernel(kernel, *operands, name=name, pattern=conv_compute.FUSABLE, key=key)
+        result = self.builder.emit_kernel(kernel, *operands, name=name, pattern=FUSABLE, key=key)
         return Blocked(result, self.out_shape, self.conv.out_order)
 
     def _stored(self, work: WindowWorkload, reads_half: bool) -> Expr:

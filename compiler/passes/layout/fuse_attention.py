@@ -29,13 +29,13 @@ from compiler.passes.registry import graph_pass
 from compiler.passes.rewriting.dimension_orders import Ordered, axes_of, differ_by_ones, order_of_result, ordered
 from compiler.passes.rewriting.graph import RuleTable, count_uses, operator_name, rewritable_functions
 from compiler.passes.rewriting.matching import array_of, is_one, same_shape, shape_of
+from schedules.annotations import OPAQUE
 from schedules.attention.cache.description import ATTRIBUTE, parse
 from schedules.attention.compute import Orders, Rounding, attention
 from schedules.instructions.dot_products.operation import DOT_BF16
 from schedules.instructions.dot_products.table import halves_pay, multiplies_bytes
 from schedules.ir.tvm_types import Call, Expr, Function, GlobalVar, Index, Tensor, Var
 
-OPAQUE = 8  # Relax's pattern kind of kernels that fuse with nothing
 _last_rules = RuleTable()
 _last_rules.on("relax.reshape")(merge_reshapes)
 

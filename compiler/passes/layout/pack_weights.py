@@ -22,13 +22,14 @@ from compiler.passes.rewriting.expansion import exact_half
 from compiler.passes.rewriting.graph import operator_name
 from compiler.passes.rewriting.grouped_weights import GroupedWeight, grouped_weight
 from compiler.passes.rewriting.matching import Array, array_of, as_constant, dtype_of, rank_of, shape_of
+from schedules.annotations import FUSABLE
 from schedules.instructions.dot_products.operation import DOT_F16, HALVES, Operation
 from schedules.instructions.dot_products.table import halves_pay, operation_of, tile_instruction
 from schedules.instructions.rounding import stored_halves
 from schedules.ir.tvm_types import Call, Expr, Var
 from schedules.machine import Machine
 from schedules.matmul import grouped
-from schedules.matmul.packed_operand import FUSABLE, pack_panels, pack_words, packed_matmul
+from schedules.matmul.packed_operand import pack_panels, pack_words, packed_matmul
 from schedules.matmul.sparse import SparseForm, matmul_n_of_m, matmul_sparse, pack_blocks, pack_groups_of, sparse_form
 from schedules.matmul.tiling import panel_width
 from schedules.matmul.words import MATRICES, matmul_matrix, matmul_words

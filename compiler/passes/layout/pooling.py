@@ -10,6 +10,7 @@ from tvm import relax
 from compiler.passes.layout.values import Blocked, LayoutBuilder, Order, Value, can_block, handles
 from compiler.passes.layout.windows import PoolWindow, SamePadding, same_padding
 from compiler.passes.rewriting.matching import dtype_of, shape_of
+from schedules.annotations import FUSABLE
 from schedules.conv import compute as conv_compute
 from schedules.conv.workload import PoolWorkload
 from schedules.ir.expression import constant_int
@@ -90,7 +91,7 @@ def _pooled(
         data.expr,
         sizes,
         name="pool",
-        pattern=conv_compute.FUSABLE,
+        pattern=FUSABLE,
     )
     return Blocked(result, tuple(out_shape), data.order)
 
@@ -185,7 +186,7 @@ def _global(builder: LayoutBuilder, data: Blocked, mode: str) -> Expr:
         lambda values: conv_compute.global_pool(values, work),
         data.expr,
         name="global_pool",
-        pattern=conv_compute.FUSABLE,
+        pattern=FUSABLE,
     )
 
 

@@ -22,6 +22,7 @@ import schedules.ir.tir  # noqa: F401
 from compiler.passes.layout.convolution import BlockedConv, Conv
 from compiler.passes.layout.values import Blocked, LayoutBuilder, Order, can_block, handles, pack_filter
 from compiler.passes.rewriting.matching import array_of, as_constant, is_one, shape_of
+from schedules.annotations import FUSABLE
 from schedules.conv import compute as conv_compute
 from schedules.conv.folded import tile_cycles
 from schedules.conv.workload import ConvWorkload
@@ -167,7 +168,7 @@ class _Merged:
             source,
             packed,
             name=f"conv{work.rank}d_transpose",
-            pattern=conv_compute.FUSABLE,
+            pattern=FUSABLE,
         )
         result = builder.emit_kernel(
             lambda values: _interleave(values, self.phases, self.out_shape, weight.shape[1]), parts, name="interleave"

@@ -44,15 +44,15 @@ from compiler.passes.lower.shape_heap import (
 from compiler.passes.registry import graph_pass
 from compiler.passes.rewriting.graph import operator_name, with_body
 from compiler.passes.rewriting.substitution import leaves
+from schedules.ir.expression import DIVISIONS
 from schedules.ir.tvm_private import set_type
 from schedules.ir.tvm_types import Binding, Expr, SeqExpr, Stmt, Var
 
 _LIMIT = 2.0**63 - 2.0**40  # leaves room for the rounding of some thousand operations in float64
 _TEXT = f"{CHECK_MARK}[sizes: a size that is computed from the inputs is larger than any memory, or divided by zero] "
 _LOGICAL = (prim.And, prim.Or)
-_DIVISIONS = (prim.FloorMod, prim.Mod, prim.FloorDiv, prim.Div)
 _COMPARISONS = (prim.EQ, prim.NE, prim.LT, prim.LE, prim.GT, prim.GE)
-_BINARY = (prim.Add, prim.Sub, prim.Mul, prim.Min, prim.Max, *_LOGICAL, *_DIVISIONS, *_COMPARISONS)
+_BINARY = (prim.Add, prim.Sub, prim.Mul, prim.Min, prim.Max, *_LOGICAL, *DIVISIONS, *_COMPARISONS)
 
 
 @graph_pass("check-sizes", summary="Raise an error if a computed size would overflow or divide by zero", required=False)
@@ -105,7 +105,7 @@ def _in_float(value: Expr, conditions: dict[str, Expr]) -> Expr:
     a, b = _in_float(value.a, conditions), _in_float(value.b, conditions)
     if isinstance(value, _LOGICAL):
         return type(value)(a, b)
-    if isinstance(value, _DIVISIONS) and str(value.ty.dtype) == "int64" and not isinstance(value.b, tirx.IntImm):
+    if isinstance(value, DIVISIONS) and str(value.ty.dtype) == "int64" and not isinstance(value.b, tirx.IntImm):
         conditions[f"{value.b} != 0"] = b != tirx.const(0.0, "float64")
     if isinstance(value, prim.FloorMod | prim.Mod):
         return a - _quotient(a, b, floors=isinstance(value, prim.FloorMod)) * b

@@ -17,6 +17,7 @@ from tvm import relax
 
 from compiler.passes.rewriting.graph import Expr
 from compiler.passes.rewriting.matching import Array, as_constant, shared_constant
+from schedules.annotations import ELEMENTWISE, FUSABLE, OPAQUE
 from schedules.instructions.dot_products.operation import DOT_BF16
 from schedules.instructions.rounding import bfloat16_bits
 from schedules.matmul.blocks.expressions import (
@@ -30,14 +31,11 @@ from schedules.matmul.blocks.expressions import (
     pack_planes,
 )
 from schedules.matmul.blocks.rounding import block_round
-from schedules.matmul.packed_operand import FUSABLE
 from schedules.matmul.rounded_bf16 import GATES, interleaved, matmul_gated_bf16, matmul_rounded_bf16, rounded_bf16
 from schedules.matmul.words import matmul_words
 
 Empty = Callable[[tuple[int, ...], Any], Array]
 ACTIVATIONS = ("int8", "float32", "bfloat16")
-_ELEMENTWISE = 0  # Relax's pattern kind of kernels that fuse with their producer
-_OPAQUE = 8  # Relax's pattern kind of kernels that fuse with nothing
 
 
 @dataclass(frozen=True, eq=False)
@@ -248,7 +246,7 @@ def _product_of_rounded(builder: relax.BlockBuilder, data: Expr, weight: BlockWe
 
 
 def _rounded(builder: relax.BlockBuilder, data: Expr) -> Expr:
-    attrs = {"op_pattern": _ELEMENTWISE}
+    attrs = {"op_pattern": ELEMENTWISE}
     return builder.emit(builder.call_te(rounded_bf16, data, primfunc_name_hint="rounded", primfunc_attrs=attrs))
 
 
@@ -294,7 +292,7 @@ def rounded_rows(builder: relax.BlockBuilder, data: Expr, weight: BlockWeight, a
             units,
             weight.layout.unit,
             primfunc_name_hint="block_round",
-            primfunc_attrs={"op_pattern": _OPAQUE},
+            primfunc_attrs={"op_pattern": OPAQUE},
         )
     )
 

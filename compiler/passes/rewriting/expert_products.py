@@ -17,11 +17,9 @@ from tvm.script.ir_builder import tirx as T
 from compiler.passes.rewriting.block_weights import BlockWeight, rounded_rows
 from compiler.passes.rewriting.graph import Expr
 from compiler.passes.rewriting.matching import Array, as_constant
+from schedules.annotations import FUSABLE, OPAQUE
 from schedules.ir.tvm_types import Stmt
 from schedules.matmul.blocks.expressions import PANEL, expert_matmul
-from schedules.matmul.packed_operand import FUSABLE
-
-_OPAQUE = 8  # Relax's pattern kind of kernels that fuse with nothing
 
 
 @dataclass(frozen=True)
@@ -49,7 +47,7 @@ def route(builder: relax.BlockBuilder, scores: Expr, chosen: int) -> Routing:
         scores: float32 (rows, experts); the number of rows may be symbolic.
         chosen: number of experts per row.
     """
-    call = builder.call_te(_routes, scores, chosen, primfunc_name_hint="route", primfunc_attrs={"op_pattern": _OPAQUE})
+    call = builder.call_te(_routes, scores, chosen, primfunc_name_hint="route", primfunc_attrs={"op_pattern": OPAQUE})
     found = builder.emit(call)
     experts, rows, slots, taken = (builder.emit(relax.TupleGetItem(found, index)) for index in range(4))
     return Routing(experts, rows, slots, taken)
@@ -164,7 +162,7 @@ def scaled_slots(builder: relax.BlockBuilder, data: Expr, scores: Expr, routing:
         routing.rows,
         routing.experts,
         primfunc_name_hint="scaled_slots",
-        primfunc_attrs={"op_pattern": _OPAQUE},
+        primfunc_attrs={"op_pattern": OPAQUE},
     )
     return builder.emit(call)
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeAlias
 
+from schedules.annotations import OPAQUE
 from schedules.attention.cache.description import (
     ATTRIBUTE,
     BIAS,
@@ -114,7 +115,6 @@ def _query(operands: CacheOperands, sample: Expr, query: Expr, head: Expr) -> St
 
 
 Tensor: TypeAlias = "Expr"  # a Relax expression of known rank and dtype
-_OPAQUE = 8  # Relax's pattern kind for functions that are never fused
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,7 +203,7 @@ def cached_attention(
         compute,
         *operands.values(),
         primfunc_name_hint="cached_attention",
-        primfunc_attrs={"op_pattern": _OPAQUE, ATTRIBUTE: description.text()},
+        primfunc_attrs={"op_pattern": OPAQUE, ATTRIBUTE: description.text()},
     )
 
 

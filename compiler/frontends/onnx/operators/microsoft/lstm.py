@@ -175,11 +175,11 @@ def _words(packing: Packing, data: Operand, depth: int) -> Operand:
     arrays = packing.arrays
     padded = arrays.pad_last(data, -depth % _WORD_BYTES)
     packed = packing.matrix(padded, depth + -depth % _WORD_BYTES, range(_GATES))
-    quads = (packing.directions, packing.blocks, -(-depth // _WORD_BYTES))
-    split = arrays.reshape(packed, (*quads, _WORD_BYTES, _GATES, packing.lanes))
+    leading = (packing.directions, packing.blocks, -(-depth // _WORD_BYTES))
+    split = arrays.reshape(packed, (*leading, _WORD_BYTES, _GATES, packing.lanes))
     if isinstance(split, np.ndarray):
         return np.ascontiguousarray(split.transpose(0, 1, 2, 4, 5, 3)).view(np.int32)[..., 0]
-    context, total, shape = arrays.context, None, (*quads, _GATES, packing.lanes)
+    context, total, shape = arrays.context, None, (*leading, _GATES, packing.lanes)
     for byte in range(_WORD_BYTES):
         part = arrays.cast(arrays.reshape(arrays.slice(split, 3, byte, byte + 1), shape), "int32")
         low = part if byte == _WORD_BYTES - 1 else context.emit(R.bitwise_and(part, relax.const(255, "int32")))

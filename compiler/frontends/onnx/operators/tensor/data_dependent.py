@@ -7,7 +7,6 @@ from tvm.relax import op as R
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
-from compiler.frontends.onnx.builder import OPAQUE
 from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.operators.tensor.sort_kernels import (
     comes_before,
@@ -19,6 +18,7 @@ from compiler.frontends.onnx.operators.tensor.sort_kernels import (
 from compiler.frontends.onnx.registry import converter
 from compiler.frontends.onnx.symbolic import Dim, expression
 from compiler.frontends.onnx.values import tensor_shape
+from schedules.annotations import OPAQUE
 from schedules.ir.tvm_types import Buffer, Expr, Stmt
 
 _COUNTS = "places follow from a running count"
