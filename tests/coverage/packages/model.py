@@ -11,6 +11,8 @@ IMAGE = ((0, 0, 1), (0, 2, 32), (0, 3, 32))
 BATCH = ((0, 0, 1),)
 _TOKENS = ((0, 0, 1), (0, 1, 1))
 
+_VANISHING = 0.01  # parameters below it are drawn again
+
 Build = Callable[[], tuple[Any, tuple[Any, ...]]]
 Axes = tuple[tuple[int, int, int], ...]
 
@@ -87,6 +89,20 @@ def with_call(net: Any, call: Callable[..., Any]) -> Any:
             return first_tensor(call(self.net, *inputs))
 
     return Called()
+
+
+def draw_weights(net: Any) -> None:
+    """Random weights of usual magnitude in place of those before training: results would hardly depend on the inputs
+    with factors of 0.02 in narrow layers, biases of zero and residual branches scaled by 1e-6."""
+    import torch
+
+    with torch.no_grad():
+        for module in net.modules():
+            if type(module).__module__.startswith("torch.nn") and hasattr(module, "reset_parameters"):
+                module.reset_parameters()
+        for parameter in net.parameters():
+            if parameter.is_floating_point() and parameter.numel() and float(parameter.abs().max()) < _VANISHING:
+                parameter.uniform_(-0.3, 0.3)
 
 
 def takes_any_inputs(net: Any) -> bool:

@@ -28,6 +28,7 @@ EXPORT, REFUSED, INTERNAL, UNBUILT = "refused by torch.export", "refused", "inte
 UNFINISHED = "unfinished"
 FAILURES = (WRONG, LOST, INTERNAL, UNFINISHED)
 TOLERANCE = 1e-3  # relative to the largest magnitude: outputs of nets with random weights are small differences
+_LEAST_CHANGE = 10 * TOLERANCE  # of results by other inputs
 _TIMES_AS_LARGE = 2
 _LONGEST = 700  # maximum length of a reason
 
@@ -70,6 +71,8 @@ def check_network(model: PackageModel, *, dynamic_first: bool = False) -> SweepR
         net, inputs = model.build()
         if _draws(net.eval(), inputs):
             return SweepRow(model.name, UNBUILT, detail="it draws random numbers")
+        if _vanishes(net, inputs):
+            return SweepRow(model.name, UNBUILT, detail="its results hardly depend on its inputs")
     except Exception as error:  # packages raise anything for unsupported configs and inputs
         return SweepRow(model.name, UNBUILT, detail=f"{type(error).__name__}: {str(error)[:200]}")
     if model.find is not None:
@@ -101,6 +104,14 @@ def _draws(net: Any, inputs: Inputs) -> bool:
         runs = [net(*inputs), net(*inputs)]
     first, second = [each if isinstance(each, tuple | list) else (each,) for each in runs]
     return any(not torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(first, second, strict=True))
+
+
+def _vanishes(net: Any, inputs: Inputs) -> bool:
+    """True if other inputs give nearly the same results: comparing them would show nothing."""
+    wanted, _ = _of_torch(net, inputs)
+    found, refusal = _of_torch(net, tuple(each.flip(tuple(range(each.dim()))) for each in inputs))
+    pairs = [(a.numpy(), b.numpy()) for a, b in zip(wanted, found, strict=False) if a.shape == b.shape]
+    return not refusal and bool(pairs) and max(relative_error(a, b) for a, b in pairs) < _LEAST_CHANGE
 
 
 def _with_dynamic(row: SweepRow, net: Any, inputs: Inputs, model: PackageModel) -> SweepRow:

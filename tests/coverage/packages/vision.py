@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Iterator
 from typing import Any
 
-from tests.coverage.packages.model import IMAGE, Build, PackageModel, with_call
+from tests.coverage.packages.model import IMAGE, Build, PackageModel, draw_weights, with_call
 
 SMALL = (
     "test_",
@@ -56,6 +56,7 @@ def _timm(name: str) -> Build:
         import torch
 
         net = _smaller(name)
+        draw_weights(net)
         channels, height, width = net.pretrained_cfg.get("input_size", (3, 224, 224))
         size = (96, 96) if not net.pretrained_cfg.get("fixed_input_size") and "vit" not in name else (height, width)
         return net, (torch.randn(2, channels, *size),)
