@@ -72,6 +72,8 @@ def check_network(model: PackageModel, *, dynamic_first: bool = False) -> SweepR
         if _draws(net.eval(), inputs):
             return SweepRow(model.name, UNBUILT, detail="it draws random numbers")
         if _vanishes(net, inputs):
+            _calibrate(net, inputs)
+        if _vanishes(net, inputs):
             return SweepRow(model.name, UNBUILT, detail="its results hardly depend on its inputs")
     except Exception as error:  # packages raise anything for unsupported configs and inputs
         return SweepRow(model.name, UNBUILT, detail=f"{type(error).__name__}: {str(error)[:200]}")
@@ -112,6 +114,21 @@ def _vanishes(net: Any, inputs: Inputs) -> bool:
     found, refusal = _of_torch(net, tuple(each.flip(tuple(range(each.dim()))) for each in inputs))
     pairs = [(a.numpy(), b.numpy()) for a, b in zip(wanted, found, strict=False) if a.shape == b.shape]
     return not refusal and bool(pairs) and max(relative_error(a, b) for a, b in pairs) < _LEAST_CHANGE
+
+
+def _calibrate(net: Any, inputs: Inputs) -> None:
+    """Set the statistics of batch normalization to those of the inputs: with random weights, values of deep networks
+    vanish where they are those before training."""
+    import torch
+
+    for module in net.modules():
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            module.reset_running_stats()
+            module.momentum = None  # the mean of all batches
+            module.train()
+    with torch.no_grad():
+        net(*inputs)
+    net.eval()
 
 
 def _with_dynamic(row: SweepRow, net: Any, inputs: Inputs, model: PackageModel) -> SweepRow:
