@@ -51,6 +51,28 @@ def test_a_function_is_described_once_and_not_kept_alive() -> None:
     assert function() is None
 
 
+def test_symbols_of_a_size_are_found_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b = (sympy.Symbol(f"cached_{each}", integer=True, positive=True) for each in "ab")
+    size, before = FloorDiv(a + 3, 2) * b + 1, vars(sympy.Basic)["free_symbols"]
+    asked: list[Any] = []
+
+    def free_symbols(expression: Any) -> Any:
+        asked.append(expression)
+        return before.fget(expression)
+
+    monkeypatch.setattr(sympy.Basic, "free_symbols", property(free_symbols))
+    with patched_exporter():
+        found = size.free_symbols
+        found.clear()  # the caller's own
+        count = len(asked)
+        assert size.free_symbols == {a, b}
+        assert not size.is_number
+        assert sympy.Integer(3).is_number
+        assert len(asked) == count > 0
+    monkeypatch.undo()
+    assert vars(sympy.Basic)["free_symbols"] is before
+
+
 def test_quotients_of_sizes_are_divided_term_by_term(monkeypatch: pytest.MonkeyPatch) -> None:
     def simplify(_: Any) -> Any:
         raise AssertionError("takes minutes for long sizes")
