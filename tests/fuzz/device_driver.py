@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory, TemporaryFile
 
@@ -19,6 +20,7 @@ from compiler.device.programs import (
     PROGRAMS,
     SOURCES,
     THREAD_POOL_SOURCES,
+    device_programs,
     tvm_link_options,
 )
 from compiler.device.runtime_libraries import runtime_libraries
@@ -28,7 +30,7 @@ from compiler.support.cache import cached, key_of
 
 CPP = Path(__file__).with_name("cpp")
 _SANITIZERS = ("-g1", "-O0", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer")
-_SOURCES = (*LIBRARY_SOURCES, "mapped_code.cc", NO_LINKED_MODULE)
+_DRIVER_SOURCES = (SOURCES / "mapped_code.cc", CPP / "driver.cc")
 # TVM's own leaks at exit are ignored.
 _SUPPRESSIONS = "leak:libtvm_runtime\nleak:libtvm_ffi\n"
 _NEW_LINE = "\x1e"  # separator within an answer
@@ -40,14 +42,21 @@ class SanitizerReport(Exception):  # noqa: N818 (it is what they call it)
 
 
 def build_driver(*, sanitized: bool = True) -> Path:
-    """The program of `cpp/driver.cc`. Raises like `_built`."""
-    return _built("driver", [*(SOURCES / name for name in _SOURCES), CPP / "driver.cc"], sanitized=sanitized)
+    """The program of `cpp/driver.cc`. Raises like `_built`.
+
+    Args:
+        sanitized: with sanitizers; without, it is linked with the objects of the device programs.
+    """
+    if not sanitized:
+        programs = device_programs(targets.get("host", cores=1))
+        return _built("driver", {"driver": _DRIVER_SOURCES}, (), [programs / "library.o", programs / "thread_pool.o"])
+    return _sanitized("driver", [*(SOURCES / name for name in (*LIBRARY_SOURCES, NO_LINKED_MODULE)), *_DRIVER_SOURCES])
 
 
 def build_server() -> Path:
     """The device server. Raises like `_built`."""
     names = (*LIBRARY_SOURCES, *PROGRAMS["tensorwright-server"], NO_LINKED_MODULE)
-    return _built("server", [SOURCES / name for name in names])
+    return _sanitized("server", [SOURCES / name for name in names])
 
 
 def sanitizer_environment(**options: str) -> dict[str, str]:
@@ -57,34 +66,41 @@ def sanitizer_environment(**options: str) -> dict[str, str]:
     return {**os.environ, "ASAN_OPTIONS": joined, "UBSAN_OPTIONS": "print_stacktrace=1"}
 
 
-def _built(name: str, sources: Sequence[Path], *, sanitized: bool = True) -> Path:
-    """A program, by default with sanitizers, compiled once.
+def _sanitized(name: str, sources: Sequence[Path]) -> Path:
+    _check_sanitizers(targets.get("host", cores=1))
+    parser = CPP / "instrumented_json.cc"  # only TVM's parser is compiled with sanitizers
+    pool = [SOURCES / each for each in THREAD_POOL_SOURCES]
+    return _built(name, {name: [*sources, parser], "thread_pool": pool}, _SANITIZERS)
+
+
+def _built(name: str, groups: Mapping[str, Sequence[Path]], own: Sequence[str], objects: Sequence[Path] = ()) -> Path:
+    """A program, compiled once.
+
+    Args:
+        groups: sources that are compiled together.
+        own: additional options of the compiler.
+        objects: additional objects.
 
     Raises:
         targets.ToolchainMissing: there is no compiler with sanitizers, for which tests skip (tests/conftest.py).
         targets.LinkError: it failed.
     """
     target = targets.get("host", cores=1)
-    if sanitized:
-        _check_sanitizers(target)
-    own = _SANITIZERS if sanitized else ("-O0",)
-    sources = [*sources, CPP / "instrumented_json.cc"]  # only TVM's parser is compiled with sanitizers
-    pool = [SOURCES / name for name in THREAD_POOL_SOURCES]
     headers = [*sorted(SOURCES.glob("*.h")), *sorted(CPP.glob("*.h"))]
-    contents = [path.read_bytes() for path in (*headers, *sources, *pool)]
+    contents = [path.read_bytes() for path in (*headers, *chain(*groups.values()))]
     compiler = target.compiler()
     libraries = sorted({path.parent for path in runtime_libraries(target)})  # the program searches for them there
 
     def build(folder: Path) -> None:
         folders = [*include_folders(), ffi_source_folder() / "extra", *third_party_includes()]
         options = [*COMPILE_OPTIONS, *own, f"-I{SOURCES}", f"-I{CPP}", *include_options(folders)]
-        made = compile_objects(target, {name: sources, "thread_pool": pool}, options, folder)
+        made = compile_objects(target, groups, options, folder)
         links = [part for path in libraries for part in (*tvm_link_options(path), f"-Wl,-rpath,{path}")]
-        linked = [*made, *third_party_objects(target, own)]
+        linked = [*made, *objects, *third_party_objects(target, own)]
         compiler.run([*own, *linked, "-o", folder / name, *(part for part in links if part != "-s")])
         (folder / "suppressions").write_text(_SUPPRESSIONS, encoding="utf-8")
 
-    key = key_of([compiler.version(), *own, *map(str, libraries), *contents])
+    key = key_of([compiler.version(), *own, *map(str, (*libraries, *objects)), *contents])
     return cached(f"fuzz-{name}", key, build) / name
 
 
