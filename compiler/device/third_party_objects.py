@@ -1,7 +1,7 @@
 """The C libraries linked into every device program, compiled from source distributions on PyPI.
 
-libsodium (ISC License) is in PyNaCl. All of its C files are compiled, without assembly and processor-specific
-intrinsics: the reference implementations run on every architecture, and a device checks and encrypts little data.
+libsodium (ISC License) is in PyNaCl. It is compiled without assembly and processor-specific intrinsics: the reference
+implementations run on every architecture, and a device checks and encrypts little data.
 
 Wuffs' image decoders (Apache License 2.0 or MIT License) are one C file in pywuffs. Wuffs is a language in which code
 that reads past its buffers, or overflows, does not compile; its JPEG decoder has the same results as libjpeg-turbo,
@@ -14,7 +14,6 @@ import shutil
 import tarfile
 import tempfile
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from compiler.device.runtime_libraries import download_source
@@ -22,7 +21,7 @@ from compiler.device.runtime_sources import EXTRA_OPTIONS
 from compiler.support.cache import cached, key_of
 from targets import Target
 
-_OPTIONS = ("-x", "c", "-w", "-fPIC", "-fvisibility=hidden", "-ffunction-sections", "-fdata-sections")
+_OPTIONS = ("-w", "-fPIC", "-fvisibility=hidden", "-ffunction-sections", "-fdata-sections")
 _SODIUM_OPTIONS = (
     "-O2",
     "-D_GNU_SOURCE",
@@ -32,6 +31,13 @@ _SODIUM_OPTIONS = (
     "-DHAVE_SYS_RANDOM_H=1",  # getrandom(2), so that it needs no /dev/urandom
     "-DHAVE_PTHREAD=1",
     "-DTLS=_Thread_local",
+)
+# What device programs call, and what sodium_init() chooses implementations for.
+_SODIUM_FOLDERS = (
+    *("crypto_aead/aegis128l", "crypto_aead/aegis256", "crypto_aead/chacha20poly1305", "crypto_auth/hmacsha256"),
+    *("crypto_core/ed25519", "crypto_core/salsa", "crypto_core/softaes", "crypto_generichash", "crypto_hash"),
+    *("crypto_onetimeauth/poly1305", "crypto_pwhash/argon2", "crypto_scalarmult/curve25519", "crypto_sign"),
+    *("crypto_stream/chacha20", "crypto_stream/salsa20", "crypto_verify", "randombytes", "sodium"),
 )
 _WUFFS_HEADER = "wuffs.h"  # the name by which the file is included; it is also the implementation
 _WUFFS_MODULES = ("ADLER32", "BASE", "BMP", "CRC32", "DEFLATE", "GIF", "JPEG", "PNG", "ZLIB")
@@ -54,7 +60,7 @@ def third_party_objects(target: Target, options: Sequence[str] = ()) -> list[Pat
         targets.TargetError: no compiler for the target, or it failed.
     """
     sodium, wuffs = _sodium_source(), _wuffs_source()
-    files = sorted(sodium.rglob("*.c"))
+    files = sorted(path for folder in _SODIUM_FOLDERS for path in (sodium / folder).rglob("*.c"))
     includes = [f"-I{sodium / 'include' / 'sodium'}", f"-I{sodium / 'include'}"]
     return [
         _object("libsodium", sodium, files, target, _SODIUM_OPTIONS, includes),
@@ -76,19 +82,12 @@ def _object(
     name: str, source: Path, files: Sequence[Path], target: Target, options: Sequence[str], includes: Sequence[str] = ()
 ) -> Path:
     compiler, options = target.compiler(), [*_OPTIONS, *options, *EXTRA_OPTIONS]
-    key = key_of([target.architecture, source.name, compiler.version(), *options])
+    names = [str(path.relative_to(source)) for path in files]
+    key = key_of([target.architecture, source.name, compiler.version(), *names, *options])
 
     def build(folder: Path) -> None:
-        def compiled(path: Path) -> Path:
-            made = folder / "-".join(path.relative_to(source).with_suffix(".part").parts)
-            compiler.run([*options, *includes, "-c", path, "-o", made])
-            return made
-
-        with ThreadPoolExecutor(2) as pool:
-            parts = list(pool.map(compiled, files))
-        compiler.run(["-r", "-nostdlib", *parts, "-o", folder / f"{name}.o"])
-        for part in parts:
-            part.unlink()
+        sources = [part for path in files for part in ("-x", "c", path)]  # g++ forgets the language after a file
+        compiler.run([*options, *includes, *sources, "-r", "-nostdlib", "-o", folder / f"{name}.o"])
 
     return cached(name, f"{target.architecture}-{key}", build) / f"{name}.o"
 
