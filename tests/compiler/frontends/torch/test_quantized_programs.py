@@ -10,7 +10,6 @@ import torch
 from torch import nn
 from torchao.quantization import Int8DynamicActivationInt8WeightConfig, Int8WeightOnlyConfig, quantize_
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
-from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
 
 import compiler
 from examples.train_quantized import INTEGER_RULES
@@ -43,6 +42,9 @@ def _products_of_bytes(module: compiler.Module) -> int:
 def test_export_quantization(options: dict[str, Any], times: float) -> None:
     """Data beyond what was calibrated is limited to the range, which "reduce_range" makes narrower than the type; data
     of next to no range has the smallest scale."""
+    # Takes as long to import as a tenth of all that the test files import: it loads TorchInductor's lowering.
+    from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
+
     config = x86.get_default_x86_inductor_quantization_config(**options)
     exported = torch.export.export(_net(), (_X,)).module()
     prepared: Any = prepare_pt2e(exported, x86.X86InductorQuantizer().set_global(config))
