@@ -61,7 +61,7 @@ _OF_STAGES: dict[str, Any] = {
     "width_coefficient": 1.0,
     "depth_coefficient": 1.0,
 }
-_KEPT = ("model_type", "backbone", "use_timm_backbone", "out_indices", "out_features")  # of nested configs
+_OF_TIMM = ("backbone", "use_timm_backbone", "out_indices", "out_features")  # of nested configs
 
 
 def transformers_models() -> Iterator[PackageModel]:
@@ -84,18 +84,19 @@ def _small(config: Any, sizes: dict[str, int]) -> dict[str, Any]:
         found.update(
             {name: each for name, each in _OF_STAGES.items() if type(vars(config).get(name)) is type(each) and each}
         )
-        found.update({name: _sections(value) for name, value in vars(config).items() if _has_sections(value)})
+        if isinstance(rope := getattr(config, "rope_parameters", None), dict) and "rope_type" in rope:
+            found["rope_parameters"] = _sections(rope)
     tokens = [name for name in sorted(given) if name.endswith(("_token_id", "_token_index"))]
     found.update({name: 100 + place for place, name in enumerate(tokens) if given[name] >= 100})
     nested = {name: value for name, value in vars(config).items() if isinstance(value, PretrainedConfig)}
-    kinds = {
-        name: {key: getattr(value, key) for key in _KEPT if getattr(value, key, None)} for name, value in nested.items()
-    }
+    kinds = {name: _kind(value) for name, value in nested.items()}
     return {**found, **{name: {**kinds[name], **_small(value, sizes)} for name, value in nested.items()}}
 
 
-def _has_sections(value: Any) -> bool:
-    return isinstance(value, dict) and "mrope_section" in value
+def _kind(config: Any) -> dict[str, Any]:
+    """Type of a nested config; a network of timm is named, with the stages that are used."""
+    names = ["model_type", *(_OF_TIMM if getattr(config, "backbone", None) else ())]
+    return {name: getattr(config, name) for name in names if getattr(config, name, None)}
 
 
 def _sections(rope: dict[str, Any]) -> dict[str, Any]:
