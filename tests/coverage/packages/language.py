@@ -136,11 +136,7 @@ def _net(kind: str, sizes: dict[str, int]) -> tuple[Any, Any]:
 
 def _called(config: Any, net: Any) -> tuple[Any, tuple[Any, ...]]:
     """The network and the first set of inputs that it accepts."""
-    import torch
-
-    options: dict[str, Any] = {"use_cache": False} if hasattr(config, "use_cache") else {}
-    if "grid_thw" in inspect.signature(net.forward).parameters:  # sizes of an image are no tensor for `torch.export`
-        options["grid_thw"] = torch.tensor([_GRID])
+    options = {"use_cache": False} if hasattr(config, "use_cache") else {}
     failed: Exception = ValueError(f"its main input is {net.main_input_name}")
     for names in _signatures(net):
         for _ in range(_MAX_TRIES):
@@ -159,7 +155,8 @@ def _that_runs(config: Any, net: Any, names: tuple[str, ...], options: dict[str,
     """A call with these input names, in the first of their usual shapes that works."""
     import torch
 
-    called = with_call(net, _Call(names, options))
+    grid = {"grid_thw": torch.tensor([_GRID])} if "grid_thw" in inspect.signature(net.forward).parameters else {}
+    called = with_call(net, _Call(names, options), **grid)
     failed: Exception | None = None
     for inputs in itertools.product(*(_values(config, name) for name in names)):
         try:
@@ -187,8 +184,8 @@ class _Call:
     def __init__(self, names: tuple[str, ...], options: dict[str, Any]) -> None:
         self.names, self.options = names, options
 
-    def __call__(self, net: Any, *inputs: Any) -> Any:
-        return net(**dict(zip(self.names, inputs, strict=True)), **self.options, return_dict=False)
+    def __call__(self, net: Any, *inputs: Any, **constants: Any) -> Any:
+        return net(**dict(zip(self.names, inputs, strict=True)), **constants, **self.options, return_dict=False)
 
 
 def _signatures(net: Any) -> Iterator[tuple[str, ...]]:

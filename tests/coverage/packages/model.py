@@ -76,17 +76,20 @@ def first_tensor(value: Any) -> Any:
     return next((found for each in value if (found := first_tensor(each)) is not None), None) if value else None
 
 
-def with_call(net: Any, call: Callable[..., Any]) -> Any:
-    """A module whose forward returns the first tensor of `call(net, *inputs)`."""
+def with_call(net: Any, call: Callable[..., Any], **constants: Any) -> Any:
+    """A module whose forward returns the first tensor of `call(net, *inputs, **constants)`; the constants, tensors, are
+    its buffers."""
     import torch
 
     class Called(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.net = net
+            for name, value in constants.items():
+                self.register_buffer(name, value)
 
         def forward(self, *inputs: Any) -> Any:
-            return first_tensor(call(self.net, *inputs))
+            return first_tensor(call(self.net, *inputs, **{name: getattr(self, name) for name in constants}))
 
     return Called()
 
