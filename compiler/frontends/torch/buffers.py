@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from compiler.errors import Refusal, UnsupportedModelError
+from compiler.frontends.torch.exporter_patches import MAX_CONSTANT_ELEMENTS
 
 if TYPE_CHECKING:
     import torch
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def integers_as_constants(model: torch.nn.Module) -> Iterator[bool]:
-    """Context in which scalar integer buffers outside the model's state are constants of the executed code.
+    """Context in which small integer buffers outside the model's state are constants of the executed code.
 
     Yields True if there are any. A buffer saved with the model may be a counter and stays unchanged.
     """
@@ -33,19 +34,19 @@ def integers_as_constants(model: torch.nn.Module) -> Iterator[bool]:
             handle.remove()
 
 
-def _integers(module: torch.nn.Module) -> dict[str, int]:
+def _integers(module: torch.nn.Module) -> dict[str, Any]:
     return {
-        name: int(value)
+        name: value.tolist()
         for name, value in module._buffers.items()
         if name in module._non_persistent_buffers_set
         and value is not None
-        and value.ndim == 0
+        and value.numel() <= MAX_CONSTANT_ELEMENTS
         and not value.is_floating_point()
         and not value.is_complex()
     }
 
 
-def _exchange(values: dict[str, int]) -> tuple[Any, Any]:
+def _exchange(values: dict[str, Any]) -> tuple[Any, Any]:
     """Return module hooks that replace buffers by constants, and restore the buffers."""
     import torch
 

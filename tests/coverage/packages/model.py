@@ -86,7 +86,7 @@ def with_call(net: Any, call: Callable[..., Any], **constants: Any) -> Any:
             super().__init__()
             self.net = net
             for name, value in constants.items():
-                self.register_buffer(name, value)
+                self.register_buffer(name, value, persistent=False)
 
         def forward(self, *inputs: Any) -> Any:
             return first_tensor(call(self.net, *inputs, **{name: getattr(self, name) for name in constants}))
