@@ -121,14 +121,17 @@ def _calibrate(net: Any, inputs: Inputs) -> None:
     vanish where they are those before training."""
     import torch
 
-    for module in net.modules():
-        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
-            module.reset_running_stats()
-            module.momentum = None  # the mean of all batches
-            module.train()
+    norms = [each for each in net.modules() if isinstance(each, torch.nn.modules.batchnorm._BatchNorm)]
+    for module in norms:
+        module.reset_running_stats()
+        module.momentum = None  # the mean of all batches
+        module.train()
     with torch.no_grad():
         net(*inputs)
     net.eval()
+    for module in norms:
+        if module.running_var is not None:  # two nearly equal values in a channel would amplify any rounding
+            module.running_var.clamp_(min=float(module.running_var.mean()) / 10)
 
 
 def _with_dynamic(row: SweepRow, net: Any, inputs: Inputs, model: PackageModel) -> SweepRow:
