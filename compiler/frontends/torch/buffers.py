@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from compiler.errors import Refusal, UnsupportedModelError
-from compiler.frontends.torch.exporter_patches import MAX_CONSTANT_ELEMENTS
+from compiler.frontends.torch.constants import MAX_ELEMENTS
 
 if TYPE_CHECKING:
     import torch
@@ -40,7 +40,7 @@ def _integers(module: torch.nn.Module) -> dict[str, Any]:
         for name, value in module._buffers.items()
         if name in module._non_persistent_buffers_set
         and value is not None
-        and value.numel() <= MAX_CONSTANT_ELEMENTS
+        and value.numel() <= MAX_ELEMENTS
         and not value.is_floating_point()
         and not value.is_complex()
     }

@@ -17,6 +17,7 @@ from compiler.frontends.torch.buffers import integers_as_constants, refuse_write
 from compiler.frontends.torch.caches import register_caches
 from compiler.frontends.torch.capture_errors import capture_error, line_of_the_model
 from compiler.frontends.torch.composite_functions import composites_captured
+from compiler.frontends.torch.constants import MAX_ELEMENTS, computed_elements, constants_computed
 from compiler.frontends.torch.dynamic_shapes import fixed_by, remaining_dimensions
 from compiler.frontends.torch.exporter_patches import patched_exporter
 from compiler.frontends.torch.number_types import number_types_captured
@@ -78,14 +79,28 @@ def _captured(
     from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
     try:
-        return _exported(model, arguments, named, dynamic_shapes)
+        return _with_constants(model, arguments, named, dynamic_shapes)
     except GuardOnDataDependentSymNode:
         with integers_as_constants(model) as replaced:
             if not replaced:
                 raise
-            program = _exported(model, arguments, named, dynamic_shapes)
+            program = _with_constants(model, arguments, named, dynamic_shapes)
         refuse_writes_to_constants(program)
         return program
+
+
+def _with_constants(
+    model: torch.nn.Module, arguments: tuple[Any, ...], named: dict[str, Any], dynamic_shapes: Any
+) -> torch.export.ExportedProgram:
+    """Return the program; a second capture leaves out constants that the model writes to, whose values are unknown
+    then."""
+    with constants_computed(MAX_ELEMENTS):
+        program = _exported(model, arguments, named, dynamic_shapes)
+    elements = computed_elements(program)
+    if elements == MAX_ELEMENTS:
+        return program
+    with constants_computed(elements):
+        return _exported(model, arguments, named, dynamic_shapes)
 
 
 def _exported(

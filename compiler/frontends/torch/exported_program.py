@@ -11,6 +11,7 @@ import inspect
 import re
 import tempfile
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,7 @@ from compiler.frontends.imported_model import ImportedModel
 from compiler.frontends.onnx import import_onnx
 from compiler.frontends.onnx.frontend import unnamed_size
 from compiler.frontends.torch.capture import exported_program, quiet
+from compiler.frontends.torch.constants import computed_elements, constants_computed
 from compiler.frontends.torch.decomposition import decomposed, without_projections
 from compiler.frontends.torch.even_parts import refuse_even_parts, write_out_even_parts, write_out_sized_parts
 from compiler.frontends.torch.exporter_patches import patched_exporter, without_rewriting
@@ -85,6 +87,19 @@ def import_torch(
         MissingDependencyError: onnxscript is not installed.
     """
     program = exported_program(source, example_inputs, dynamic_shapes)
+    options = {"shapes": shapes, "constants": constants, "outputs": outputs}
+    with nullcontext() if program is source else constants_computed(computed_elements(program)):
+        return _of_program(program, source, dynamic_shapes, state, options)
+
+
+def _of_program(
+    program: torch.export.ExportedProgram,
+    source: Any,
+    dynamic_shapes: Any,
+    state: Mapping[str, str] | Collection[str] | None,
+    options: Mapping[str, Any],
+) -> ImportedModel:
+    """Import a program, captured from `source` if that is a module; `options` are those of `import_onnx`."""
     results = result_names(program.call_spec.out_spec, len(program.graph_signature.user_outputs))
     complex_results = complex_notes(program)
     own = program is source
@@ -112,9 +127,10 @@ def import_torch(
     names = _name_sizes(onnx_program, sizes.names())
     known = {_renamed(size, names): each for size, each in known.items()}
     large = sum(tensor.nbytes for tensor in program.state_dict.values()) >= _LARGEST_PROTO_BYTES
+    outputs = options["outputs"]
     wanted = None if outputs is None else [*outputs, *(output_name(each) for each in states)]
     pairs = state if isinstance(state, Mapping) else None if state is None else {}
-    options = {"shapes": shapes, "constants": constants, "outputs": wanted, "state": pairs, "congruences": known}
+    options = {**options, "outputs": wanted, "state": pairs, "congruences": known}
     model = model_with_states(_imported(onnx_program, large, options), states, usual=state is None)
     returned = {spec.name for spec in model.outputs}
     notes = [note for name, note in complex_results.items() if name in returned]

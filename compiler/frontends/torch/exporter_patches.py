@@ -11,8 +11,6 @@
   symbolic.
 - torch's quotient of two sizes divides both by their common factors and simplifies the results, including the arguments
   of all functions in them: minutes for the sizes of a Swin's windows. Instead, only common factors are cancelled.
-- torch computes what a model derives from a constant, `torch.tensor(...)`, only of constants of one element; the sizes
-  that vision transformers compute from the grids of their images would be unknown.
 - sympy walks a whole expression each time that its symbols are asked for, which torch does for each size of each tensor
   of each call: a fifth of the time for nested sizes. The results are cached until the context ends.
 - Each decomposition of a program traces the guards of its capture again, as conditions on its inputs, and drops them,
@@ -34,8 +32,6 @@ from functools import cache, wraps
 from typing import Any, NamedTuple
 
 Function = Callable[..., Any]
-
-MAX_CONSTANT_ELEMENTS = 4096  # of a constant of the model's code whose values may determine sizes
 
 
 @contextlib.contextmanager
@@ -60,17 +56,15 @@ def patched_exporter() -> Iterator[None]:
             ("torch._prims_common", "is_channels_last_contiguous_3d", _of_example),
             ("torch._prims_common", "are_strides_like_channels_last_or_false", _of_example_strides),
             ("torch._refs", "_reshape_view_helper", _at_once),
-            ("torch.fx.experimental.proxy_tensor", "CONSTANT_NUMEL_LIMIT", lambda _: MAX_CONSTANT_ELEMENTS),
-            ("torch._subclasses.fake_tensor", "CONSTANT_NUMEL_LIMIT", lambda _: MAX_CONSTANT_ELEMENTS),
             ("sympy:Basic", "free_symbols", _of_each_expression),
             ("sympy:Expr", "is_number", _of_each_expression),
         ):
-            stack.enter_context(_replaced(holder, name, cached))
+            stack.enter_context(replaced(holder, name, cached))
         yield
 
 
 @contextlib.contextmanager
-def _replaced(holder: str, name: str, changed: Callable[[Any], Any]) -> Iterator[bool]:
+def replaced(holder: str, name: str, changed: Callable[[Any], Any]) -> Iterator[bool]:
     """Context in which `name` in a module, or in an object of one ("module:object"), is replaced by its changed form;
     yields False if it does not exist."""
     module, _, member = holder.partition(":")
@@ -237,7 +231,7 @@ def without_rewriting() -> Iterator[bool]:
     versions of onnxscript in which this is not possible."""
     with contextlib.ExitStack() as stack:
         found = [
-            stack.enter_context(_replaced(holder, name, _idle))
+            stack.enter_context(replaced(holder, name, _idle))
             for holder, name in (
                 ("onnxscript.rewriter", "RewritePass"),
                 ("onnx_ir.passes.common", "OutputFixPass"),

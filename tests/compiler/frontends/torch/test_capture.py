@@ -47,32 +47,6 @@ def test_sizes_computed_from_integers_in_buffers() -> None:
     assert isinstance(net.kernel, nn.Buffer)
 
 
-class Windows(nn.Module):
-    """Sums of windows whose lengths are computed from the grids (time, rows, columns) of images, a constant or a
-    buffer."""
-
-    def __init__(self, grids: list[list[int]], *, buffer: bool) -> None:
-        super().__init__()
-        self.grids = grids
-        self.buffer = nn.Buffer(torch.tensor(grids), persistent=False) if buffer else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        grids = torch.tensor(self.grids) if self.buffer is None else self.buffer
-        ends = torch.repeat_interleave(grids[:, 1] * grids[:, 2], grids[:, 0]).cumsum(0)
-        lengths = torch.diff(nn.functional.pad(ends, (1, 0)))
-        return torch.stack([window.exp().sum(0) for window in torch.split(x, lengths.tolist())])
-
-
-@pytest.mark.parametrize("buffer", [False, True])
-def test_sizes_computed_from_constants_of_several_elements(buffer: bool) -> None:
-    grids = [[1, 2, 3], [2, 1, 4]]
-    net, x = Windows(grids, buffer=buffer).eval(), torch.randn(14, 5)
-    other = Windows([[2, 3, 1], [1, 4, 2]], buffer=buffer).eval()
-    for each in (net, other):
-        module = compiler.compile(each, example_inputs=(x,), threads=1)
-        np.testing.assert_allclose(module.run({"x": x.numpy()})["output_0"], each(x).numpy(), rtol=1e-5)
-
-
 def test_integers_that_the_model_changes_are_states() -> None:
     net, x = Padded(counting=True).eval(), torch.randn(1, 2, 8)
     session = compiler.compile(net, example_inputs=(x,), threads=1, records=False).session()
