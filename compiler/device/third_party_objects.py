@@ -32,7 +32,7 @@ _SODIUM_OPTIONS = (
     "-DHAVE_PTHREAD=1",
     "-DTLS=_Thread_local",
 )
-# What device programs call, and what sodium_init() chooses implementations for.
+# Those that device programs call, and those of which sodium_init() chooses an implementation.
 _SODIUM_FOLDERS = (
     *("crypto_aead/aegis128l", "crypto_aead/aegis256", "crypto_aead/chacha20poly1305", "crypto_auth/hmacsha256"),
     *("crypto_core/ed25519", "crypto_core/salsa", "crypto_core/softaes", "crypto_generichash", "crypto_hash"),

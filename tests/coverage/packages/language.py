@@ -81,9 +81,7 @@ def _small(config: Any, sizes: dict[str, int]) -> dict[str, Any]:
     if isinstance(getattr(config, "depths", None), list):
         found["depths"] = [1] * len(config.depths)
     if sizes is _SIZES:
-        found.update(
-            {name: each for name, each in _OF_STAGES.items() if type(vars(config).get(name)) is type(each) and each}
-        )
+        found.update({name: each for name, each in _OF_STAGES.items() if type(vars(config).get(name)) is type(each)})
         if isinstance(rope := getattr(config, "rope_parameters", None), dict) and "rope_type" in rope:
             found["rope_parameters"] = _sections(rope)
     tokens = [name for name in sorted(given) if name.endswith(("_token_id", "_token_index"))]
