@@ -67,14 +67,19 @@ def refuse_writes_to_constants(program: torch.export.ExportedProgram) -> None:
     """Raise UnsupportedModelError if the model writes to a buffer that became a constant."""
     import torch
 
-    detach = torch.ops.aten.detach_.default  # first operation on each constant
+    detach, clone = torch.ops.aten.detach_.default, torch.ops.aten.clone.default  # `detach_` begins each constant
     constants = set(program.graph_signature.inputs_to_lifted_tensor_constants)
     for node in program.graph.nodes:
         schema = getattr(node.target, "_schema", None)
         if node.op != "call_function" or schema is None or not schema.is_mutable or node.target is detach:
             continue
         source = node.args[0]
-        while source.op == "call_function" and source.args and isinstance(source.args[0], torch.fx.Node):
+        while (
+            source.op == "call_function"
+            and source.target is not clone
+            and source.args
+            and isinstance(source.args[0], torch.fx.Node)
+        ):
             source = source.args[0]  # the base of a view
         if source.name in constants:
             raise UnsupportedModelError(

@@ -17,7 +17,7 @@ from compiler.frontends.torch.buffers import integers_as_constants, refuse_write
 from compiler.frontends.torch.caches import register_caches
 from compiler.frontends.torch.capture_errors import capture_error, line_of_the_model
 from compiler.frontends.torch.composite_functions import composites_captured
-from compiler.frontends.torch.constants import MAX_ELEMENTS, computed_elements, constants_computed
+from compiler.frontends.torch.constants import MAX_ELEMENTS, computed_elements, constants_computed, created_as_constants
 from compiler.frontends.torch.dynamic_shapes import fixed_by, remaining_dimensions
 from compiler.frontends.torch.exporter_patches import patched_exporter
 from compiler.frontends.torch.number_types import number_types_captured
@@ -75,15 +75,13 @@ def exported_program(
 def _captured(
     model: torch.nn.Module, arguments: tuple[Any, ...], named: dict[str, Any], dynamic_shapes: Any
 ) -> torch.export.ExportedProgram:
-    """Return the program; a second capture makes integer buffers constants if sizes are computed from them."""
+    """Return the program; a second capture makes small integer tensors constants if sizes are computed from them."""
     from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
     try:
         return _with_constants(model, arguments, named, dynamic_shapes)
     except GuardOnDataDependentSymNode:
-        with integers_as_constants(model) as replaced:
-            if not replaced:
-                raise
+        with integers_as_constants(model), created_as_constants():
             program = _with_constants(model, arguments, named, dynamic_shapes)
         refuse_writes_to_constants(program)
         return program

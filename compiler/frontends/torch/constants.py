@@ -1,4 +1,4 @@
-"""Constants of a model's code, `torch.tensor(...)`, whose values determine sizes.
+"""Constants of a model's code, `torch.tensor(...)` or `torch.arange(8)`, whose values determine sizes.
 
 torch computes what a model derives from a constant, for conditions and sizes, only of constants of one element; the
 lengths that vision transformers compute from the grids of their images would be unknown. And it goes on with the first
@@ -7,8 +7,9 @@ values after the model has written others to a view of the constant.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 from compiler.frontends.torch.exporter_patches import replaced
@@ -26,6 +27,41 @@ def constants_computed(elements: int) -> Iterator[None]:
         for module in ("torch.fx.experimental.proxy_tensor", "torch._subclasses.fake_tensor"):
             stack.enter_context(replaced(module, "CONSTANT_NUMEL_LIMIT", lambda _: elements))
         yield
+
+
+@contextmanager
+def created_as_constants() -> Iterator[None]:
+    """Context in which integers that a model creates, `torch.arange(8)`, are constants."""
+    with ExitStack() as stack:
+        for name in _CREATORS:
+            stack.enter_context(replaced("torch", name, _as_constant))
+        yield
+
+
+_CREATORS = ("arange", "eye", "full", "ones", "zeros")
+
+
+def _as_constant(create: Callable[..., Any]) -> Callable[..., Any]:
+    """The function with results of `torch.tensor` where its arguments are numbers and it returns few integers."""
+    import torch
+    from torch.utils._python_dispatch import _disable_current_modes
+    from torch.utils._pytree import tree_leaves
+
+    @wraps(create)
+    def created(*arguments: Any, **named: Any) -> Any:
+        known = (int, float, str, torch.dtype, torch.device, torch.layout, type(None))
+        if "out" in named or not all(isinstance(each, known) for each in tree_leaves((arguments, named))):
+            return create(*arguments, **named)
+        with _disable_current_modes():
+            described = create(*arguments, **{**named, "device": "meta"})
+            if described.is_floating_point() or described.is_complex() or described.numel() > MAX_ELEMENTS:
+                value = None
+            else:
+                value = create(*arguments, **{**named, "device": "cpu"}).tolist()
+        # the copy is the model's own, which it may write to
+        return create(*arguments, **named) if value is None else torch.tensor(value, dtype=described.dtype).clone()
+
+    return created
 
 
 def computed_elements(program: torch.export.ExportedProgram) -> int:

@@ -104,3 +104,30 @@ def test_constants_that_are_written_with_constants_determine_sizes() -> None:
     net, x = Constants().eval(), torch.randn(8, 5)
     module = compiler.compile(net, example_inputs=(x,), threads=1)
     np.testing.assert_allclose(module.run({"x": x.numpy()})["output_0"], net(x).numpy(), rtol=1e-5)
+
+
+class Places(nn.Module):
+    """Sums of rows in an order, and in groups of lengths, that are computed from a grid."""
+
+    def __init__(self, *, counted: bool = False) -> None:
+        super().__init__()
+        self.counted = counted
+
+    def forward(self, x: Tensor) -> Tensor:
+        places = (
+            nn.functional.pad(torch.arange(6).reshape(2, 3), (0, 1, 0, 0), value=-1).reshape(2, 2, 2).transpose(0, 1)
+        )
+        lengths = (places != -1).sum((1, 2))
+        if self.counted:
+            marks = torch.zeros(2, dtype=torch.int64)
+            marks[1] = 1
+            lengths = lengths - marks + marks.flip(0)
+        rows = x[places[places != -1]]
+        return torch.stack([group.exp().sum(0) for group in torch.split(rows, lengths.tolist())])
+
+
+@pytest.mark.parametrize("counted", [False, True])
+def test_sizes_computed_from_what_the_model_creates(counted: bool) -> None:
+    net, x = Places(counted=counted).eval(), torch.randn(6, 5)
+    module = compiler.compile(net, example_inputs=(x,), threads=1)
+    np.testing.assert_allclose(module.run({"x": x.numpy()})["output_0"], net(x).numpy(), rtol=1e-5)
