@@ -237,8 +237,8 @@ class TreeDigests:
 
 
 def tree_digests(sections: Sequence[Pieces]) -> list[bytes]:
-    """SHA-256 tree digests of sections, whose leaves are hashed in one batch. `sections`: each is a list of flat views
-    of its consecutive bytes."""
+    """SHA-256 tree digests of sections, hashed in one batch. `sections`: each is a list of flat views of its
+    consecutive bytes."""
     return begin_digests(sections, cpu_count() or 1).result()
 
 

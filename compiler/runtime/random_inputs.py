@@ -38,7 +38,7 @@ def random_inputs(
     """Inputs by name: standard normal floats, random booleans, and integers.
 
     Integers known to be indices (token ids) are spread over their whole range; others are 0 or 1, which are valid
-    indices and counts nearly everywhere. Integer and boolean inputs that are named like masks are filled with ones.
+    indices and counts nearly everywhere. Integer and boolean inputs named like masks are all ones.
     Raises InputError if they would need more than `MAX_REFERENCE_BYTES`.
 
     Args:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from compiler.errors import Refusal, UnsupportedModelError
-from compiler.frontends.torch.constants import MAX_ELEMENTS
+from compiler.frontends.torch.constants import MAX_ELEMENTS, writes
 
 if TYPE_CHECKING:
     import torch
@@ -40,7 +40,7 @@ def _integers(module: torch.nn.Module) -> dict[str, Any]:
         for name, value in module._buffers.items()
         if name in module._non_persistent_buffers_set
         and value is not None
-        and value.numel() <= MAX_ELEMENTS
+        and 0 < value.numel() <= MAX_ELEMENTS
         and not value.is_floating_point()
         and not value.is_complex()
     }
@@ -67,25 +67,28 @@ def refuse_writes_to_constants(program: torch.export.ExportedProgram) -> None:
     """Raise UnsupportedModelError if the model writes to a buffer that became a constant."""
     import torch
 
-    detach, clone = torch.ops.aten.detach_.default, torch.ops.aten.clone.default  # `detach_` begins each constant
+    detach = torch.ops.aten.detach_.default  # first operation on each constant
     constants = set(program.graph_signature.inputs_to_lifted_tensor_constants)
     for node in program.graph.nodes:
-        schema = getattr(node.target, "_schema", None)
-        if node.op != "call_function" or schema is None or not schema.is_mutable or node.target is detach:
+        if node.op != "call_function" or not writes(node.target) or node.target is detach:
             continue
-        source = node.args[0]
-        while (
-            source.op == "call_function"
-            and source.target is not clone
-            and source.args
-            and isinstance(source.args[0], torch.fx.Node)
-        ):
-            source = source.args[0]  # the base of a view
+        source = _base(node.args[0])
         if source.name in constants:
             raise UnsupportedModelError(
                 [Refusal("mutation", source.name, "the model writes to an integer in a buffer while running")],
                 "return the new value as an output instead",
             )
+
+
+def _base(node: torch.fx.Node) -> torch.fx.Node:
+    """The tensor that a node is a view of; a copy has memory of its own."""
+    import torch
+
+    while node.op == "call_function" and node.target is not torch.ops.aten.clone.default:
+        if not node.args or not isinstance(node.args[0], torch.fx.Node):
+            break
+        node = node.args[0]
+    return node
 
 
 def with_shared_buffers(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:

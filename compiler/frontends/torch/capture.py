@@ -17,7 +17,12 @@ from compiler.frontends.torch.buffers import integers_as_constants, refuse_write
 from compiler.frontends.torch.caches import register_caches
 from compiler.frontends.torch.capture_errors import capture_error, line_of_the_model
 from compiler.frontends.torch.composite_functions import composites_captured
-from compiler.frontends.torch.constants import MAX_ELEMENTS, computed_elements, constants_computed, created_as_constants
+from compiler.frontends.torch.constants import (
+    MAX_ELEMENTS,
+    constants_propagated,
+    created_as_constants,
+    propagated_elements,
+)
 from compiler.frontends.torch.dynamic_shapes import fixed_by, remaining_dimensions
 from compiler.frontends.torch.exporter_patches import patched_exporter
 from compiler.frontends.torch.number_types import number_types_captured
@@ -90,14 +95,13 @@ def _captured(
 def _with_constants(
     model: torch.nn.Module, arguments: tuple[Any, ...], named: dict[str, Any], dynamic_shapes: Any
 ) -> torch.export.ExportedProgram:
-    """Return the program; a second capture leaves out constants that the model writes to, whose values are unknown
-    then."""
-    with constants_computed(MAX_ELEMENTS):
+    """Return the program, captured again without propagating the values of constants that the model writes to."""
+    with constants_propagated(MAX_ELEMENTS):
         program = _exported(model, arguments, named, dynamic_shapes)
-    elements = computed_elements(program)
+    elements = propagated_elements(program)
     if elements == MAX_ELEMENTS:
         return program
-    with constants_computed(elements):
+    with constants_propagated(elements):
         return _exported(model, arguments, named, dynamic_shapes)
 
 

@@ -29,7 +29,7 @@ from compiler.frontends.imported_model import ImportedModel
 from compiler.frontends.onnx import import_onnx
 from compiler.frontends.onnx.frontend import unnamed_size
 from compiler.frontends.torch.capture import exported_program, quiet
-from compiler.frontends.torch.constants import computed_elements, constants_computed
+from compiler.frontends.torch.constants import constants_propagated, propagated_elements
 from compiler.frontends.torch.decomposition import decomposed, without_projections
 from compiler.frontends.torch.even_parts import refuse_even_parts, write_out_even_parts, write_out_sized_parts
 from compiler.frontends.torch.exporter_patches import patched_exporter, without_rewriting
@@ -88,7 +88,7 @@ def import_torch(
     """
     program = exported_program(source, example_inputs, dynamic_shapes)
     options = {"shapes": shapes, "constants": constants, "outputs": outputs}
-    with nullcontext() if program is source else constants_computed(computed_elements(program)):
+    with nullcontext() if program is source else constants_propagated(propagated_elements(program)):
         return _of_program(program, source, dynamic_shapes, state, options)
 
 

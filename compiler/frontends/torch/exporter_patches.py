@@ -59,12 +59,12 @@ def patched_exporter() -> Iterator[None]:
             ("sympy:Basic", "free_symbols", _of_each_expression),
             ("sympy:Expr", "is_number", _of_each_expression),
         ):
-            stack.enter_context(replaced(holder, name, cached))
+            stack.enter_context(patched(holder, name, cached))
         yield
 
 
 @contextlib.contextmanager
-def replaced(holder: str, name: str, changed: Callable[[Any], Any]) -> Iterator[bool]:
+def patched(holder: str, name: str, changed: Callable[[Any], Any]) -> Iterator[bool]:
     """Context in which `name` in a module, or in an object of one ("module:object"), is replaced by its changed form;
     yields False if it does not exist."""
     module, _, member = holder.partition(":")
@@ -231,7 +231,7 @@ def without_rewriting() -> Iterator[bool]:
     versions of onnxscript in which this is not possible."""
     with contextlib.ExitStack() as stack:
         found = [
-            stack.enter_context(replaced(holder, name, _idle))
+            stack.enter_context(patched(holder, name, _idle))
             for holder, name in (
                 ("onnxscript.rewriter", "RewritePass"),
                 ("onnx_ir.passes.common", "OutputFixPass"),

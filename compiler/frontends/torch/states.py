@@ -12,6 +12,7 @@ import numpy as np
 from compiler.errors import OptionError, Refusal, UnsupportedModelError
 from compiler.frontends.imported_model import ImportedModel, StateSpec
 from compiler.frontends.torch.buffers import with_shared_buffers
+from compiler.frontends.torch.constants import writes
 
 if TYPE_CHECKING:
     import torch
@@ -39,7 +40,7 @@ def with_states(
         OptionError: it does not write to a wanted input.
     """
     every = "*" in (wanted or ())
-    if not any(_writes(node.target) for node in program.graph.nodes) and (every or not wanted):
+    if not any(writes(node.target) for node in program.graph.nodes) and (every or not wanted):
         return program, []
     functional = with_shared_buffers(program).run_decompositions({})
     signature = functional.graph_signature
@@ -154,8 +155,3 @@ def _array(tensor: Any) -> np.ndarray | None:
     if tensor.dtype == torch.bfloat16:
         return np.asarray(tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16))
     return np.asarray(tensor.numpy()).copy()
-
-
-def _writes(operator: object) -> bool:
-    schema = getattr(operator, "_schema", None)
-    return schema is not None and bool(schema.is_mutable)

@@ -28,7 +28,7 @@ EXPORT, REFUSED, INTERNAL, UNBUILT = "refused by torch.export", "refused", "inte
 UNFINISHED = "unfinished"
 FAILURES = (WRONG, LOST, INTERNAL, UNFINISHED)
 TOLERANCE = 1e-3  # relative to the largest magnitude: outputs of nets with random weights are small differences
-_LEAST_CHANGE = 10 * TOLERANCE  # of results by other inputs
+_MIN_CHANGE = 10 * TOLERANCE  # of results by other inputs
 _TIMES_AS_LARGE = 2
 _LONGEST = 700  # maximum length of a reason
 
@@ -73,8 +73,8 @@ def check_network(model: PackageModel, *, dynamic_first: bool = False) -> SweepR
             return SweepRow(model.name, UNBUILT, detail="it draws random numbers")
         if _vanishes(net, inputs):
             _calibrate(net, inputs)
-        if _vanishes(net, inputs):
-            return SweepRow(model.name, UNBUILT, detail="its results hardly depend on its inputs")
+            if _vanishes(net, inputs):
+                return SweepRow(model.name, UNBUILT, detail="its results hardly depend on its inputs")
     except Exception as error:  # packages raise anything for unsupported configs and inputs
         return SweepRow(model.name, UNBUILT, detail=f"{type(error).__name__}: {str(error)[:200]}")
     if model.find is not None:
@@ -113,7 +113,7 @@ def _vanishes(net: Any, inputs: Inputs) -> bool:
     wanted, _ = _of_torch(net, inputs)
     found, refusal = _of_torch(net, tuple(each.flip(tuple(range(each.dim()))) for each in inputs))
     pairs = [(a.numpy(), b.numpy()) for a, b in zip(wanted, found, strict=False) if a.shape == b.shape]
-    return not refusal and bool(pairs) and max(relative_error(a, b) for a, b in pairs) < _LEAST_CHANGE
+    return not refusal and bool(pairs) and max(relative_error(a, b) for a, b in pairs) < _MIN_CHANGE
 
 
 def _calibrate(net: Any, inputs: Inputs) -> None:

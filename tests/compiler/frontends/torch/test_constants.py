@@ -122,6 +122,7 @@ class Places(nn.Module):
             marks = torch.zeros(2, dtype=torch.int64)
             marks[1] = 1
             lengths = lengths - marks + marks.flip(0)
+            lengths = lengths + torch.zeros(0, 2, dtype=torch.int64).sum(1).sum()  # as a list it would have one axis
         rows = x[places[places != -1]]
         return torch.stack([group.exp().sum(0) for group in torch.split(rows, lengths.tolist())])
 
