@@ -122,9 +122,13 @@ class Places(nn.Module):
             marks = torch.zeros(2, dtype=torch.int64)
             marks[1] = 1
             lengths = lengths - marks + marks.flip(0)
-            lengths = lengths + torch.zeros(0, 2, dtype=torch.int64).sum(1).sum()  # as a list it would have one axis
         rows = x[places[places != -1]]
-        return torch.stack([group.exp().sum(0) for group in torch.split(rows, lengths.tolist())])
+        if self.counted:
+            rows = torch.cat(
+                [rows, x[torch.zeros(0, 2, dtype=torch.int64).sum(1)]]
+            )  # no row; a list would lose an axis
+        found = torch.stack([group.exp().sum(0) for group in torch.split(rows, lengths.tolist())])
+        return found if lengths.tolist()[0] > 3 else found.flip(0)  # a branch, which needs the value
 
 
 @pytest.mark.parametrize("counted", [False, True])
