@@ -28,7 +28,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ["TENSORWRIGHT_RECORDS"] = str(Path(tempfile.gettempdir()) / "tensorwright-tests-have-no-records")
 
 OPTIMIZE = "TENSORWRIGHT_TESTS_OPTIMIZE"
-"""Environment variable: optimize the machine code of all tests, as in `make sweep` and CI."""
+"""Environment variable: optimize the machine code of all tests, as `make sweep` does."""
 
 # The runtime in C++ is compiled for each architecture once, which takes longer than its tests.
 if not os.environ.get(OPTIMIZE):
