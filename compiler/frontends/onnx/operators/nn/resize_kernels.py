@@ -247,11 +247,15 @@ def _resize_axis(context: NodeContext, data: relax.Expr, axis: AxisResize, sampl
         bound = _with_sizes(axis, tensor.shape[axis.axis], after)
         shape = [*tensor.shape[: axis.axis], after, *tensor.shape[axis.axis + 1 :]]
 
+        def place(position: Expr) -> Expr:
+            return source_coordinate(TvmOperations, sampling, bound, position.astype("float32"))
+
+        taps_at = _linear_taps_at(bound, place) if _has_two_taps(sampling) else _tabulated_taps(sampling, bound, place)
+
         def element(*indices: Expr) -> Expr:
-            position = indices[axis.axis].astype("float32")
-            coordinate = source_coordinate(TvmOperations, sampling, bound, position)
+            coordinate, taps = taps_at(indices[axis.axis])
             total: Expr = None
-            for index, weight in weighted_taps(TvmOperations, sampling, bound, coordinate):
+            for index, weight in taps:
                 source = [*indices[: axis.axis], limited_position(index, bound.before), *indices[axis.axis + 1 :]]
                 term = tensor(*source) * weight.astype(tensor.dtype)
                 total = term if total is None else total + term
@@ -263,6 +267,49 @@ def _resize_axis(context: NodeContext, data: relax.Expr, axis: AxisResize, sampl
         return te.compute(shape, element, name="resize")
 
     return context.emit_te(compute, data, expression(axis.after), primfunc_name_hint=f"resize_{sampling.mode}")
+
+
+TapsAt: TypeAlias = "Callable[[Expr], tuple[Expr, list[tuple[Expr, Expr]]]]"
+"""From the output position: its coordinate in the input, and (index, weight) of each tap."""
+
+
+def _linear_taps_at(axis: AxisResize, coordinate: Callable[[Expr], Expr]) -> TapsAt:
+    def taps_at(position: Expr) -> tuple[Expr, list[tuple[Expr, Expr]]]:
+        found = coordinate(position)
+        return found, _linear_taps(TvmOperations, axis, found)
+
+    return taps_at
+
+
+def _tabulated_taps(sampling: Sampling, axis: AxisResize, coordinate: Callable[[Expr], Expr]) -> TapsAt:
+    """Taps with weights that the kernel computes once for each position, not for each element.
+
+    Each weight's expression would hold several copies of the coordinate's, and after division by their sum, of all
+    weights'.
+    """
+    ops = TvmOperations
+    offsets, stretch = _tap_offsets(sampling, axis)
+    places = te.compute((axis.after,), coordinate, name="places")
+
+    def tap(position: Expr, number: Expr) -> tuple[Expr, Expr]:
+        return _tap(ops, sampling, axis, places(position), ops.real(number + offsets[0]), ops.real(stretch))
+
+    shape = (axis.after, len(offsets))
+    weights = te.compute(shape, lambda o, k: tap(o, k)[1], name="weights")
+    if _divides(sampling, stretch):
+        raw = weights
+
+        def part(position: Expr, number: Expr) -> Expr:
+            total = sum((raw(position, k) for k in range(1, len(offsets))), raw(position, 0))
+            return raw(position, number) / _not_zero(ops, total)
+
+        weights = te.compute(shape, part, name="parts")
+
+    def taps_at(position: Expr) -> tuple[Expr, list[tuple[Expr, Expr]]]:
+        indices = [_clamped(ops, axis, tap(position, tirx.const(k, "int64"))[0]) for k in range(len(offsets))]
+        return places(position), [(index, weights(position, k)) for k, index in enumerate(indices)]
+
+    return taps_at
 
 
 def _resize_axis_by_dynamic_taps(
@@ -618,19 +665,32 @@ def _clamped(ops: Operations, axis: AxisResize, index: Expr) -> Expr:
     return ops.maximum(ops.minimum(index, ops.real(axis.before) - ops.real(1.0)), ops.real(0.0))
 
 
-def weighted_taps(ops: Operations, sampling: Sampling, axis: AxisResize, coordinate: Expr) -> list[tuple[Expr, Expr]]:
-    """Return (index, weight), both float32, of each element that contributes to an output element.
+def _has_two_taps(sampling: Sampling) -> bool:
+    return sampling.mode == "linear" and not sampling.antialias
+
+
+def _tap_offsets(sampling: Sampling, axis: AxisResize) -> tuple[range, float]:
+    """Offsets of the taps from the coordinate rounded down, and the factor of their distances.
 
     An antialiased axis needs a scale known at compile time; `dynamic_tap` handles others.
     """
-    if sampling.mode == "linear" and not sampling.antialias:
-        return _linear_taps(ops, axis, coordinate)
     stretch = min(axis.static_scale or 1.0, 1.0) if sampling.antialias else 1.0
     first = math.floor(-_radius(sampling) / stretch) + 1
-    taps = [
-        _tap(ops, sampling, axis, coordinate, ops.real(float(o)), ops.real(stretch)) for o in range(first, 2 - first)
-    ]
-    if sampling.exclude_outside or stretch < 1.0:
+    return range(first, 2 - first), stretch
+
+
+def _divides(sampling: Sampling, stretch: float) -> bool:
+    """True if weights are divided by their sum."""
+    return sampling.exclude_outside or stretch < 1.0
+
+
+def weighted_taps(ops: Operations, sampling: Sampling, axis: AxisResize, coordinate: Expr) -> list[tuple[Expr, Expr]]:
+    """Return (index, weight), both float32, of each element that contributes to an output element."""
+    if _has_two_taps(sampling):
+        return _linear_taps(ops, axis, coordinate)
+    offsets, stretch = _tap_offsets(sampling, axis)
+    taps = [_tap(ops, sampling, axis, coordinate, ops.real(float(o)), ops.real(stretch)) for o in offsets]
+    if _divides(sampling, stretch):
         total = taps[0][1]
         for _, weight in taps[1:]:
             total = total + weight
