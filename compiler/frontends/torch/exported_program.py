@@ -231,7 +231,8 @@ def _converted(program: torch.export.ExportedProgram) -> Any:
     # Its optimizer folds bfloat16 normalizations into float32 weights.
     foldable = all(tensor.dtype != torch.bfloat16 for tensor in program.state_dict.values())
     try:
-        with quiet(), patched_exporter(), without_rewriting() as folds_alone:
+        # Without autograd, for which `scan` would also return the sizes that its gradient needs.
+        with torch._C._AutoDispatchBelowAutograd(), quiet(), patched_exporter(), without_rewriting() as folds_alone:
             return torch.onnx.export(
                 program,
                 dynamo=True,

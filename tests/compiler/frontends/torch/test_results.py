@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._higher_order_ops.scan import scan
+from torch.export import Dim
 
 import compiler
 from compiler.errors import InputError, InvalidModelError
@@ -154,6 +156,31 @@ def test_operators_inside_of_branches_are_decomposed_too() -> None:
     module = compiler.compile(Branching().eval(), example_inputs=(x,), threads=1)
     for each in (x, -x):
         np.testing.assert_allclose(module.run([each])["output_0"], Branching()(each).numpy(), rtol=1e-5, atol=1e-5)
+
+
+class BestPath(nn.Module):
+    """Scores of the best path of a chain to each label, and those of all its steps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.transitions = nn.Parameter(torch.randn(5, 5))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        def step(best: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
+            best = (best[:, :, None] + self.transitions).amax(1) + scores
+            return best, best.clone()
+
+        result: tuple[Tensor, Tensor] = scan(step, x[0] * 1, x)
+        return result
+
+
+def test_scans_of_a_dynamic_batch_and_length() -> None:
+    net, dynamic = BestPath().eval(), {0: Dim("length"), 1: Dim("batch")}
+    module = compiler.compile(net, example_inputs=(torch.randn(7, 3, 5),), dynamic_shapes={"x": dynamic}, threads=1)
+    for length, batch in ((7, 3), (2, 6), (11, 1)):
+        x = torch.randn(length, batch, 5)
+        for found, expected in zip(module.run([x]).values(), net(x), strict=True):
+            np.testing.assert_allclose(found, expected.detach().numpy(), rtol=1e-6, atol=1e-6)
 
 
 class ReturningInputs(nn.Module):
