@@ -164,9 +164,9 @@ def _gemma3(positions: int) -> dict[str, Any]:
 def _patches(kind: str, positions: int, vision: dict[str, Any], **text: Any) -> dict[str, Any]:
     """Models with patch inputs: images of all sizes, and positions in three dimensions."""
     sections = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]}
-    layers = {"num_hidden_layers": 3, "head_dim": 8, "rope_parameters": sections, "max_position_embeddings": positions}
+    layers = {"head_dim": 8, "rope_parameters": sections, "max_position_embeddings": positions}
     return {
-        "vision_config": {"depth": 2, "num_heads": 2, "patch_size": 4, **vision},
+        "vision_config": {"depth": 1, "num_heads": 2, "patch_size": 4, **vision},
         "text_config": {**_TEXT, **layers, "model_type": f"{kind}_text", **text},
         "image_token_id": 258,
         "video_token_id": 261,
@@ -182,14 +182,15 @@ def _qwen2_vl(positions: int) -> dict[str, Any]:
 
 def _qwen2_5_vl(positions: int) -> dict[str, Any]:
     """A layer within windows of 2 x 2 rows, and one without."""
-    vision = {"hidden_size": 24, "intermediate_size": 32, "out_hidden_size": 32, "window_size": 16}
+    vision = {"depth": 2, "hidden_size": 24, "intermediate_size": 32, "out_hidden_size": 32, "window_size": 16}
     return _patches("qwen2_5_vl", positions, {**vision, "fullatt_block_indexes": [1]})
 
 
 def _qwen3_vl(positions: int) -> dict[str, Any]:
     """Rows of an encoder layer are added after the first layer of the decoder."""
-    vision = {"hidden_size": 24, "intermediate_size": 32, "out_hidden_size": 32, "num_position_embeddings": 25}
-    return _patches("qwen3_vl", positions, {**vision, "deepstack_visual_indexes": [0]})
+    sizes = {"hidden_size": 24, "intermediate_size": 32, "out_hidden_size": 32, "num_position_embeddings": 25}
+    vision = {"depth": 2, **sizes, "deepstack_visual_indexes": [0]}
+    return _patches("qwen3_vl", positions, vision, num_hidden_layers=2)
 
 
 def _qwen3_vl_moe(positions: int) -> dict[str, Any]:
@@ -201,7 +202,7 @@ def _qwen3_vl_moe(positions: int) -> dict[str, Any]:
 def _internvl(positions: int) -> dict[str, Any]:
     vision = {**_VISION, "image_size": [16, 16], "patch_size": [4, 4], "model_type": "internvl_vision"}
     return {
-        "vision_config": {**vision, "layer_norm_eps": 1e-6, "num_hidden_layers": 2},
+        "vision_config": {**vision, "layer_norm_eps": 1e-6},
         "text_config": {**_TEXT, "model_type": "qwen2", "max_position_embeddings": positions},
         "image_token_id": 258,
         "tie_word_embeddings": False,
@@ -209,7 +210,7 @@ def _internvl(positions: int) -> dict[str, Any]:
 
 
 def _sounds(positions: int, **audio: Any) -> dict[str, Any]:
-    encoder = {"num_mel_bins": 8, "encoder_layers": 2, "encoder_attention_heads": 2, "encoder_ffn_dim": 32}
+    encoder = {"num_mel_bins": 8, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 32}
     return {
         "audio_config": {**encoder, "d_model": 24, "max_source_positions": 50, **audio},
         "text_config": {**_TEXT, "max_position_embeddings": positions},
