@@ -161,10 +161,10 @@ def with_rewritten_main(mod: IRModule, function: Callable[[BlockBuilder], Functi
         IRModule({var: each for var, each in mod.functions_items() if var.name_hint != "main"})
     )
     builder.add_func(function(builder), "main")
-    made = IRModule(dict(builder.finalize().functions_items()), attrs=mod.attrs, global_infos=mod.global_infos)
-    made = relax.transform.DeadCodeElimination(["main"])(relax.transform.ConvertToDataflow(1)(made))
+    result = IRModule(dict(builder.finalize().functions_items()), attrs=mod.attrs, global_infos=mod.global_infos)
+    result = relax.transform.DeadCodeElimination(["main"])(relax.transform.ConvertToDataflow(1)(result))
     try:
-        relax.analysis.well_formed(made)
+        relax.analysis.well_formed(result)
     except Exception as error:  # any TVM error here is a bug in the rewrite
         raise InternalError(f"{what} is not well formed: {error}") from error
-    return made
+    return result

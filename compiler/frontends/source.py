@@ -156,9 +156,9 @@ def _hint_on(source: object) -> str:
 
 def _check_forms(shapes: Shapes | None, constants: Constants | None) -> None:
     """Raise OptionError unless both are dictionaries, and InputError unless each shape is a sequence of sizes."""
-    for option, given in (("shapes", shapes), ("constants", constants)):
-        if given is not None and not isinstance(given, Mapping):
-            raise OptionError(f"{option}= must be a dict by input name, not {type_text(given)}")
+    for option, value in (("shapes", shapes), ("constants", constants)):
+        if value is not None and not isinstance(value, Mapping):
+            raise OptionError(f"{option}= must be a dict by input name, not {type_text(value)}")
     for name, sizes in (shapes or {}).items():
         if isinstance(sizes, str | bytes) or not isinstance(sizes, Sequence | np.ndarray):
             raise InputError(
@@ -264,10 +264,10 @@ def import_relax(
     inputs = [_tensor_spec(parameter.name, parameter.ty) for parameter in main.params]
     mod = _return_tuple(mod)
     names = [f"output_{index}" for index in range(len(mod["main"].body.ty.fields))]
-    wanted = selected_outputs(outputs, names)
-    if wanted != names:
-        mod = _return_fields(mod, [names.index(name) for name in wanted])
-    specs = [_tensor_spec(name, field) for name, field in zip(wanted, mod["main"].body.ty.fields, strict=True)]
+    selected = selected_outputs(outputs, names)
+    if selected != names:
+        mod = _return_fields(mod, [names.index(name) for name in selected])
+    specs = [_tensor_spec(name, field) for name, field in zip(selected, mod["main"].body.ty.fields, strict=True)]
     return ImportedModel(mod=mod, inputs=inputs, outputs=specs, fixed=fixed, nodes=_nodes(mod))
 
 

@@ -91,10 +91,10 @@ class _Growing(Generic[Model]):
         """Return the model with buffers."""
         model, grown = self._model, {state.input: state for state in self._states}
         inputs = [self._described(spec, grown.get(spec.name)) for spec in model.inputs]
-        held = {spec.name: spec for spec in inputs}
+        inputs_by_name = {spec.name: spec for spec in inputs}
         sources = {state.output: state.input for state in self._states}
         outputs = [
-            replace(self._described(spec, None), shape=held[sources[spec.name]].shape)
+            replace(self._described(spec, None), shape=inputs_by_name[sources[spec.name]].shape)
             if spec.name in sources
             else self._described(spec, None)
             for spec in model.outputs
@@ -159,18 +159,18 @@ class _Growing(Generic[Model]):
             lambda past: te.compute((), lambda *_: past, name="position"), self._past, primfunc_name_hint="position"
         )
         pasts = {params[at]: self._first(builder, buffer, self._past, at) for at, buffer in buffers.items()}
-        made = _GrowingFunction(builder, position, buffers, pasts, {}, [])
+        growing = _GrowingFunction(builder, position, buffers, pasts, {}, [])
         bindings = [binding for block in self._main.body.blocks for binding in block.bindings]
         read = {leaf for each in bindings for leaf in leaves(self._checked(each))}
         for binding in bindings:
             if binding.var in read or not _forgets(binding):
-                self._rebind(made, binding)
-        results = self._results(made)
+                self._rebind(growing, binding)
+        results = self._results(growing)
         block = builder._end_block()
         builder.end_scope()
-        whole = relax.Var("results", relax.TupleType([each.ty for each in results]))
-        bindings = [*block.bindings, relax.VarBinding(whole, relax.Tuple(results))]
-        body = relax.SeqExpr([relax.BindingBlock(bindings)], whole)
+        result = relax.Var("results", relax.TupleType([each.ty for each in results]))
+        bindings = [*block.bindings, relax.VarBinding(result, relax.Tuple(results))]
+        body = relax.SeqExpr([relax.BindingBlock(bindings)], result)
         attrs = dict(self._main.attrs or {})
         return relax.Function(new_params, builder.normalize(body), is_pure=True).with_attr(attrs)
 
@@ -184,32 +184,36 @@ class _Growing(Generic[Model]):
         axis = self._found.at[at].axis or 0
         zero = tirx.const(0, "int64")
         value: Expr = builder.emit(R.strided_slice(buffer, [axis], [zero], [count], assume_inbound=True))
-        wanted = list(buffer.ty.shape.values)
-        wanted[axis] = count
-        if not same_shape(shape_of(value), [plain(size) for size in wanted]):
+        shape = list(buffer.ty.shape.values)
+        shape[axis] = count
+        if not same_shape(shape_of(value), [plain(size) for size in shape]):
             raise InternalError(f"the first rows of a state have the shape {value.ty}")
         return value
 
-    def _rebind(self, made: _GrowingFunction, binding: Binding) -> None:
+    def _rebind(self, growing: _GrowingFunction, binding: Binding) -> None:
         """Emit a binding of the model: an append as a write, other bindings unchanged, on the past's rows."""
         append = self._found.append(binding.value) if isinstance(binding, relax.VarBinding) else None
-        if append is not None and append.state not in made.written and self._found.is_next(binding.var, append.state):
-            made.pasts[binding.var] = self._written(made, append)
-            self._check_length(made, binding.value, append)
+        if (
+            append is not None
+            and append.state not in growing.written
+            and self._found.is_next(binding.var, append.state)
+        ):
+            growing.pasts[binding.var] = self._written(growing, append)
+            self._check_length(growing, binding.value, append)
             return
-        attention = self._attention(made, binding.value)
+        attention = self._attention(growing, binding.value)
         if attention is not None:
-            made.builder.emit_normalized(relax.VarBinding(binding.var, made.builder.normalize(attention)))
+            growing.builder.emit_normalized(relax.VarBinding(binding.var, growing.builder.normalize(attention)))
             return
         if isinstance(binding, relax.MatchCast) and self._found.is_longer_state(binding.var):
-            self._name_lengths(made, binding)
+            self._name_lengths(growing, binding)
             return
         checked = self._checked(binding)
-        value = made.builder.normalize(made.renewed(checked))
+        value = growing.builder.normalize(growing.renewed(checked))
         if isinstance(binding, relax.MatchCast) and checked.same_as(binding.value):
-            made.builder.emit_normalized(relax.MatchCast(binding.var, value, binding.ty))
+            growing.builder.emit_normalized(relax.MatchCast(binding.var, value, binding.ty))
         else:
-            made.builder.emit_normalized(relax.VarBinding(binding.var, value))
+            growing.builder.emit_normalized(relax.VarBinding(binding.var, value))
 
     def _checked(self, binding: Binding) -> Expr:
         """Return the value of a binding; for a check made redundant by equal sizes of all pasts, the checked value."""
@@ -223,34 +227,34 @@ class _Growing(Generic[Model]):
         sizes = [plain(size) for size in shape.values] if isinstance(shape, relax.ShapeExpr) else None
         return source if same_shape(shape_of(source) if known else None, sizes) else binding.value
 
-    def _written(self, made: _GrowingFunction, append: Append) -> Expr:
+    def _written(self, growing: _GrowingFunction, append: Append) -> Expr:
         """Return the rows in use after the new ones were written."""
-        rows = [made.renewed(each) for each in append.rows]
-        new = rows[0] if len(rows) == 1 else made.builder.emit(R.concat(rows, axis=append.axis))
-        first = made.position if append.starts is None else made.renewed(append.starts)
-        buffer = write_rows(made.builder, made.buffers[append.state], new, first, append.axis)
-        made.written[append.state] = buffer
-        return self._first(made.builder, buffer, self._past + self._rows, append.state)
+        rows = [growing.renewed(each) for each in append.rows]
+        new = rows[0] if len(rows) == 1 else growing.builder.emit(R.concat(rows, axis=append.axis))
+        first = growing.position if append.starts is None else growing.renewed(append.starts)
+        buffer = write_rows(growing.builder, growing.buffers[append.state], new, first, append.axis)
+        growing.written[append.state] = buffer
+        return self._first(growing.builder, buffer, self._past + self._rows, append.state)
 
-    def _check_length(self, made: _GrowingFunction, call: Expr, append: Append) -> None:
+    def _check_length(self, growing: _GrowingFunction, call: Expr, append: Append) -> None:
         """Make a run fail if the model would extend the state by anything but its new rows."""
-        length, wanted = call.ty.shape[append.axis], self._past + self._rows
-        if append.starts is None or any(same_size(each, length) for each in made.checked):
+        length, expected = call.ty.shape[append.axis], self._past + self._rows
+        if append.starts is None or any(same_size(each, length) for each in growing.checked):
             return
-        if not Analyzer().can_prove_equal(length, wanted):
-            shape = made.builder.emit(relax.ShapeExpr([length]))
-            made.builder.match_cast(shape, relax.ShapeType([wanted]), f"check_{len(self._model.checks)}_")
-        made.checked.append(length)
+        if not Analyzer().can_prove_equal(length, expected):
+            shape = growing.builder.emit(relax.ShapeExpr([length]))
+            growing.builder.match_cast(shape, relax.ShapeType([expected]), f"check_{len(self._model.checks)}_")
+        growing.checked.append(length)
 
-    def _name_lengths(self, made: _GrowingFunction, check: Binding) -> None:
+    def _name_lengths(self, growing: _GrowingFunction, check: Binding) -> None:
         """Let a check of a state's new value name its length, from sizes only, so that no rows are copied for it."""
-        source = made.renewed(check.value)
-        made.pasts[check.var] = source
+        source = growing.renewed(check.value)
+        growing.pasts[check.var] = source
         if isinstance(check.ty.shape, relax.ShapeExpr):
-            shape = made.builder.emit(relax.ShapeExpr(source.ty.shape.values))
-            made.builder.match_cast(shape, relax.ShapeType(check.ty.shape.values), check.var.name)
+            shape = growing.builder.emit(relax.ShapeExpr(source.ty.shape.values))
+            growing.builder.match_cast(shape, relax.ShapeType(check.ty.shape.values), check.var.name)
 
-    def _attention(self, made: _GrowingFunction, call: Expr) -> Expr | None:
+    def _attention(self, growing: _GrowingFunction, call: Expr) -> Expr | None:
         """Compute attention in place if its queries end at the rows appended to its keys and values."""
         attention = attention_call(call, self._model.mod)
         if attention is None or attention.position is None:
@@ -258,14 +262,14 @@ class _Growing(Generic[Model]):
         appends = [self._found.append(self._found.value(each)) for each in (attention.key, attention.value)]
         position = self._found.value(attention.position)
         buffers = [
-            made.written[each.state]
+            growing.written[each.state]
             for each in appends
             if each is not None and each.starts is not None and self._found.value(each.starts).same_as(position)
         ]
         if len(buffers) < len(appends):
             return None
         key, value = buffers
-        return attention.over(made.builder, key, value, made.renewed)
+        return attention.over(growing.builder, key, value, growing.renewed)
 
     def _results(self, made: _GrowingFunction) -> list[Expr]:
         by_output = {state.output: made.written[at] for at, state in self._found.at.items()}
@@ -340,21 +344,21 @@ class Appends:
 
     def _rows_of_a_run(self) -> Index:
         """Return the number of rows appended to each state per run: a constant, or an input dimension."""
-        found: Index | None = None
+        rows: Index | None = None
         symbols = {size for spec in self._model.inputs for size in spec.shape}
         for state in self.at.values():
             new = self._append_of(state, self.result(self._results.index(state.output)))
             count = plain(Analyzer().simplify(self._length(new) - self.past))
-            if found is not None and not Analyzer().can_prove_equal(found, count):
+            if rows is not None and not Analyzer().can_prove_equal(rows, count):
                 raise OptionError(
-                    f"states grow by different numbers of rows: {state.name!r} by {count}, others by {found}", HINT
+                    f"states grow by different numbers of rows: {state.name!r} by {count}, others by {rows}", HINT
                 )
             if not isinstance(count, int) and not (isinstance(count, tirx.Var) and str(count.name) in symbols):
                 raise OptionError(f"state {state.name!r} grows by {count} rows, which is not a size of an input", HINT)
-            found = count
-        if found is None:
+            rows = count
+        if rows is None:
             raise InternalError("no state grows")
-        return found
+        return rows
 
     def _length(self, append: Append) -> Expr:
         total: Expr = self.past

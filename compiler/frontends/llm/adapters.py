@@ -93,24 +93,24 @@ class Adapter:
         Raises InvalidModelError if the adapter lacks a tensor, or one has the wrong shape.
         """
         module = name.removesuffix(".weight")
-        whole: Array = weight + self._change(module, weight.shape)
+        merged: Array = weight + self._change(module, weight.shape)
         magnitude = next((module + end for end in _MAGNITUDE if module + end in self._stored), None)
         if magnitude is None:
-            return whole
+            return merged
         transposed = self._settings.flag("fan_in_fan_out") or module + _EMBEDDING_A in self._stored
         # The norm over all weights of one output.
-        norms = np.linalg.norm(whole, axis=0 if transposed else 1)
+        norms = np.linalg.norm(merged, axis=0 if transposed else 1)
         stored = self._tensor(magnitude, (norms.size,)) / norms
-        result: Array = whole * (stored[None] if transposed else stored[:, None])
+        result: Array = merged * (stored[None] if transposed else stored[:, None])
         return result
 
     def check_separate(self) -> None:
         """Raise OptionError if it changes anything other than adding a low-rank product to a weight's matmul."""
-        whole = next(iter(sorted(self.replaced)), None)
-        other = next((name for name in self._stored if name.endswith((*_MAGNITUDE, _EMBEDDING_A))), None)
-        if whole or other:
+        weight = next(iter(sorted(self.replaced)), None)
+        extra = next((name for name in self._stored if name.endswith((*_MAGNITUDE, _EMBEDDING_A))), None)
+        if weight or extra:
             raise OptionError(
-                f"{self.origin} changes {whole or other!r}, which cannot be kept separate from the base: only pairs of"
+                f"{self.origin} changes {weight or extra!r}, which cannot be kept separate from the base: only pairs of"
                 " matrices can (no DoRA, embeddings, biases or modules_to_save)",
                 "merge it at compilation: adapters=[folder], --adapter DIR",
             )
@@ -147,13 +147,13 @@ class Adapter:
         return self._tensor(module + first, (rank, depth)), self._tensor(module + second, (rows, rank))
 
     def _tensor(self, name: str, shape: tuple[int, ...]) -> Array:
-        found = self._tensors.vector(self._stored[name])
-        if found.shape != shape:
+        tensor = self._tensors.vector(self._stored[name])
+        if tensor.shape != shape:
             raise InvalidModelError(
-                f"{self.origin}: tensor {self._stored[name]!r} has shape {found.shape}, expected {shape}",
+                f"{self.origin}: tensor {self._stored[name]!r} has shape {tensor.shape}, expected {shape}",
                 "the adapter belongs to another model",
             )
-        return found
+        return tensor
 
     def _scale(self, module: str, rank: int) -> np.float32:
         """Return alpha / rank, considering per-module settings."""
@@ -222,21 +222,21 @@ class KeptAdapters:
         if module not in self._modules:
             return ()
         pairs = [adapter.pair(self._modules[module], rows, depth) for adapter in self._adapters]
-        own = [pair for pair in pairs if pair is not None]
-        rank = max(len(a) for a, _ in own)
-        inner = np.zeros((len(own), rank, depth), np.float32)
-        outer = np.zeros((len(own), rows, rank), np.float32)
-        for slot, (a, b) in enumerate(own):
+        present = [pair for pair in pairs if pair is not None]
+        rank = max(len(a) for a, _ in present)
+        inner = np.zeros((len(present), rank, depth), np.float32)
+        outer = np.zeros((len(present), rows, rank), np.float32)
+        for slot, (a, b) in enumerate(present):
             inner[slot, : len(a)], outer[slot, :, : len(a)] = a, b
         there = np.array([False, *(pair is not None for pair in pairs)])
         return (LowRank(inner, outer, np.where(there, np.cumsum(there) - 1, -1), module),)
 
     def check_applied(self, modules: Collection[str]) -> None:
         """Raise OptionError if adapters change a weight whose matmul does not support them."""
-        left = sorted(set(self._modules).difference(modules))
-        if left:
+        rest = sorted(set(self._modules).difference(modules))
+        if rest:
             raise OptionError(
-                f"adapters that change {left[0]!r} cannot be kept separate from the base: only those of the products of"
+                f"adapters that change {rest[0]!r} cannot be kept separate from the base: only those of the products of"
                 " attention, of recurrent mixers, of MLPs and of an untied head can",
                 "merge it at compilation: adapters=[folder], --adapter DIR",
             )
@@ -274,15 +274,15 @@ class AdaptedReader:
         """Return a 2-D tensor, or one with more axes, whose leading axes are flattened to rows; of the base's type."""
         if not self._changes(name):
             return self._base.matrix(name)
-        found = self._base.matrix(name)
-        if found.kind not in FLOAT_KINDS and not self._rounds:
+        base = self._base.matrix(name)
+        if base.kind not in FLOAT_KINDS and not self._rounds:
             raise OptionError(
-                f"{self._adapters[0].origin} changes {name!r}, whose weights are quantized ({found.kind})",
+                f"{self._adapters[0].origin} changes {name!r}, whose weights are quantized ({base.kind})",
                 "give a precision, in which the changed weights are stored, or the model before it was quantized",
             )
         values = self.vector(name)
-        kind, dtype = (found.kind, found.data.dtype) if found.kind in FLOAT_KINDS else ("F32", np.dtype(np.float32))
-        return Matrix(kind, values.reshape(found.rows, found.depth).astype(dtype), found.depth)
+        kind, dtype = (base.kind, base.data.dtype) if base.kind in FLOAT_KINDS else ("F32", np.dtype(np.float32))
+        return Matrix(kind, values.reshape(base.rows, base.depth).astype(dtype), base.depth)
 
     def vector(self, name: str) -> Array:
         """Return any tensor as float32."""

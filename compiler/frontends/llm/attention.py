@@ -146,14 +146,14 @@ def rotated(builder: relax.BlockBuilder, heads: Expr, angles: Expr) -> Expr:
 
     def compute(x: te.Tensor, angles: te.Tensor) -> te.Tensor:
         half = angles.shape[2]
-        whole = int(2 * half) == int(x.shape[3])
+        rotates_all = int(2 * half) == int(x.shape[3])
 
         def element(b: Expr, row: Expr, head: Expr, d: Expr) -> Expr:
             pair = tirx.indexmod(d, half)
             cosine, sine = angles[0, row, pair], angles[1, row, pair]
             other = tirx.if_then_else(d < half, -x[b, row, head, d + half], x[b, row, head, d - half])
             turned = x[b, row, head, d] * cosine + other * sine
-            return turned if whole else tirx.if_then_else(d < 2 * half, turned, x[b, row, head, d])
+            return turned if rotates_all else tirx.if_then_else(d < 2 * half, turned, x[b, row, head, d])
 
         return te.compute(x.shape, element, name="rotated")
 

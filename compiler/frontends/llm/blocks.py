@@ -100,11 +100,11 @@ def dequantized(weight: Matrix) -> Array:
         values = values.view(_FLOAT8[weight.kind]).astype(np.float32)
     elif groups.table is not None:
         values = groups.table[values]
-    each = np.minimum(np.arange(weight.depth) // groups.size, groups.scales.shape[1] - 1)
+    group_index = np.minimum(np.arange(weight.depth) // groups.size, groups.scales.shape[1] - 1)
     result = values.astype(np.float32)
     if groups.zeros is not None:
-        result -= groups.zeros.astype(np.float32)[:, each]
-    result *= groups.scales.astype(np.float32)[:, each]
+        result -= groups.zeros.astype(np.float32)[:, group_index]
+    result *= groups.scales.astype(np.float32)[:, group_index]
     if groups.order is None:
         return result
     ordered = np.empty_like(result)

@@ -55,16 +55,16 @@ class _Caches:
         """Return the model with caches of the other type."""
         model, caches = self._model, {name for state in self._model.states for name in (state.input, state.output)}
         specs = [
-            [replace(spec, dtype=self._dtype) if spec.name in caches else spec for spec in given]
-            for given in (model.inputs, model.outputs)
+            [replace(spec, dtype=self._dtype) if spec.name in caches else spec for spec in specs_of_model]
+            for specs_of_model in (model.inputs, model.outputs)
         ]
         states = list(model.states)
         for state in model.states if self._scales else ():
             shape = next(spec.shape for spec in model.inputs if spec.name == state.input)[:-1]
             names = f"{state.input}_scale", f"{state.output}_scale"
             states.append(StateSpec(names[0], *names, axis=_ROWS))
-            for given, name in zip(specs, names, strict=True):
-                given.append(TensorSpec(name, shape, "float32"))
+            for specs_of_model, name in zip(specs, names, strict=True):
+                specs_of_model.append(TensorSpec(name, shape, "float32"))
         return replace(model, mod=self._module(), inputs=specs[0], outputs=specs[1], states=tuple(states))
 
     def _cache(self, state: StateSpec) -> Var:
@@ -104,9 +104,9 @@ class _Caches:
         results = self._results(builder)
         block = builder._end_block()
         builder.end_scope()
-        whole = relax.Var("results", relax.TupleType([each.ty for each in results]))
+        result = relax.Var("results", relax.TupleType([each.ty for each in results]))
         body = relax.SeqExpr(
-            [relax.BindingBlock([*block.bindings, relax.VarBinding(whole, relax.Tuple(results))])], whole
+            [relax.BindingBlock([*block.bindings, relax.VarBinding(result, relax.Tuple(results))])], result
         )
         function = relax.Function(params, builder.normalize(body), is_pure=True)
         return function.with_attr(dict(self._main.attrs or {}))
@@ -132,11 +132,11 @@ class _Caches:
 
     def _write(self, builder: BlockBuilder, var: Var, call: Call) -> None:
         old, rows, *positions = call.args[1].fields
-        shape, given = shape_of(old), shape_of(rows)
-        count = None if given is None or len(given) != _RANK else given[_ROWS]
-        if shape is None or given is None or len(positions) != 1 or not same_shape(shape_of(positions[0]), [count]):
+        shape, row_shape = shape_of(old), shape_of(rows)
+        count = None if row_shape is None or len(row_shape) != _RANK else row_shape[_ROWS]
+        if shape is None or row_shape is None or len(positions) != 1 or not same_shape(shape_of(positions[0]), [count]):
             raise self._unfit(str(old.name))
-        if not same_shape(shape[:_ROWS] + shape[_ROWS + 1 :], given[:_ROWS] + given[_ROWS + 1 :]):
+        if not same_shape(shape[:_ROWS] + shape[_ROWS + 1 :], row_shape[:_ROWS] + row_shape[_ROWS + 1 :]):
             raise self._unfit(str(old.name))
         rows, position = self._read(builder, rows), self._read(builder, positions[0])
         if self._dtype == "int8":

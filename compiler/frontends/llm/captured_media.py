@@ -110,11 +110,11 @@ class MaskedSounds(MediaEncoder):
 
     def example(self) -> tuple[dict[str, Tensor], dict[str, dict[int, Any]]]:
         """See `MediaEncoder`."""
-        given, sizes = Sounds(self.model, self.rows).example()
-        features = given["input_features"]
+        inputs, sizes = Sounds(self.model, self.rows).example()
+        features = inputs["input_features"]
         mask = torch.ones((features.shape[0], features.shape[2]), dtype=torch.int64)
         name = "feature_attention_mask"
-        return {**given, name: mask}, {**sizes, name: dict(sizes["input_features"])}
+        return {**inputs, name: mask}, {**sizes, name: dict(sizes["input_features"])}
 
     def forward(self, input_features: Tensor, feature_attention_mask: Tensor) -> Outputs:
         """The encoder's outputs."""
@@ -176,14 +176,14 @@ class MediaDecoder(torch.nn.Module):
         rows = (behind[0] - 1).clamp(0, features.shape[0] - 1)
         words = self.model.get_input_embeddings()(tokens)
         mixed = torch.where(stands[..., None], features[rows][None].to(words.dtype), words)
-        given: dict[str, Any] = {cache_argument(self.text): self.cache}
+        arguments: dict[str, Any] = {cache_argument(self.text): self.cache}
         if self.found.masks is not None:
-            given |= self.found.masks(self.model.config.get_text_config(), stands, position, self.capacity)
+            arguments |= self.found.masks(self.model.config.get_text_config(), stands, position, self.capacity)
         if shifts is not None:
-            given["position_ids"] = three_positions(shifts, behind[0], stands, position)
+            arguments["position_ids"] = three_positions(shifts, behind[0], stands, position)
         if deep is not None:
-            given |= {"visual_pos_masks": stands, "deepstack_visual_embeds": list(deep[rows].unbind(1))}
-        hidden = self.text(inputs_embeds=mixed, use_cache=True, **given).last_hidden_state
+            arguments |= {"visual_pos_masks": stands, "deepstack_visual_embeds": list(deep[rows].unbind(1))}
+        hidden = self.text(inputs_embeds=mixed, use_cache=True, **arguments).last_hidden_state
         return {LOGITS: self.model.lm_head(hidden[:, -1:]).to(torch.float32)}
 
 
@@ -220,9 +220,9 @@ def three_positions(shifts: Tensor, behind: Tensor, stands: Tensor, position: Te
         position: the first token's position.
     """
     index = torch.arange(stands.shape[1]) + position
-    own = shifts[(behind - 1).clamp(0, shifts.shape[0] - 1)]
-    text = torch.where(behind > 0, own[:, 3], 0)[:, None]
-    return (index[:, None] + torch.where(stands[0][:, None], own[:, :3], text)).T[:, None]
+    shift = shifts[(behind - 1).clamp(0, shifts.shape[0] - 1)]
+    text = torch.where(behind > 0, shift[:, 3], 0)[:, None]
+    return (index[:, None] + torch.where(stands[0][:, None], shift[:, :3], text)).T[:, None]
 
 
 def _several(name: str) -> Any:
@@ -252,12 +252,12 @@ def _idefics_rows(model: Any, images: Tensor) -> Outputs:
 
 def _intern_rows(model: Any, images: Tensor) -> Outputs:
     config = model.config
-    found = model.model.get_image_features(
+    features = model.model.get_image_features(
         images,
         vision_feature_layer=config.vision_feature_layer,
         vision_feature_select_strategy=config.vision_feature_select_strategy,
     )
-    return {FEATURES: found.pooler_output}
+    return {FEATURES: features.pooler_output}
 
 
 def _voxtral_rows(model: Any, features: Tensor) -> Outputs:
@@ -280,18 +280,18 @@ def _qwen_rows(model: Any, pixels: Tensor, grids: Tensor) -> Outputs:
     visual = model.model.visual
     _attend_within_segments(visual)
     patches = _PatchPositions(grids, pixels.shape[0], visual.spatial_merge_size)
-    given: dict[str, Any] = {"position_ids": patches.coordinates, "cu_seqlens": patches.frames, "max_seqlen": 1}
+    arguments: dict[str, Any] = {"position_ids": patches.coordinates, "cu_seqlens": patches.frames, "max_seqlen": 1}
     if hasattr(visual, "window_size"):
         # Attention does not depend on the order of patches, so they are not reordered.
-        given["window_index"] = torch.arange(pixels.shape[0] // patches.unit)
-        given["cu_window_seqlens"] = patches.windows(visual.window_size // visual.patch_size)
-        given["max_window_seqlen"] = 1
+        arguments["window_index"] = torch.arange(pixels.shape[0] // patches.unit)
+        arguments["cu_window_seqlens"] = patches.windows(visual.window_size // visual.patch_size)
+        arguments["max_window_seqlen"] = 1
     if hasattr(visual, "pos_embed"):
         taps = patches.taps(visual.num_grid_per_side, visual.interpolation_mode, visual.interpolation_align_corners)
-        given["interp_indices"], given["interp_weights"] = taps
-    found = visual(pixels, grid_thw=grids, **given)
-    outputs = {FEATURES: found.pooler_output, SHIFTS: patches.shifts()}
-    deep = getattr(found, "deepstack_features", None)
+        arguments["interp_indices"], arguments["interp_weights"] = taps
+    features = visual(pixels, grid_thw=grids, **arguments)
+    outputs = {FEATURES: features.pooler_output, SHIFTS: patches.shifts()}
+    deep = getattr(features, "deepstack_features", None)
     return {**outputs, DEEP: torch.stack(deep, 1)} if deep else outputs
 
 
@@ -336,11 +336,11 @@ class _PatchPositions:
 
     def shifts(self) -> Tensor:
         """See `SHIFTS`: an image spans as many positions as its longer side has rows."""
-        taken = torch.maximum(self._grids[:, 1], self._grids[:, 2]) // self._merge
-        behind = (taken - self._counts // self.unit).cumsum(0)[self._image]
-        own = taken[self._image] - self._counts[self._image] // self.unit
+        longest = torch.maximum(self._grids[:, 1], self._grids[:, 2]) // self._merge
+        behind = (longest - self._counts // self.unit).cumsum(0)[self._image]
+        advance = longest[self._image] - self._counts[self._image] // self.unit
         index = torch.arange(self._image.shape[0])
-        before = behind - own - (index - self._start) // self.unit
+        before = behind - advance - (index - self._start) // self.unit
         found = [before + self._frame, before + self._row // self._merge, before + self._column // self._merge, behind]
         return torch.stack(found, -1)[:: self.unit]
 

@@ -61,14 +61,14 @@ class _Rewriter(PyExprMutator):
 
     def visit_call_(self, call: Call) -> Expr:
         """Return a call or its replacement."""
-        found = None
+        replacement = None
         if operator_name(call) == "relax.matmul" and self._var not in self._routers:
-            found = self._product(call)
+            replacement = self._product(call)
         elif operator_name(call) == "relax.take":
-            found = self._rows(call)
+            replacement = self._rows(call)
         elif _calls(call, _EXPERTS):
-            found = self._experts(call)
-        return super().visit_call_(call) if found is None else found
+            replacement = self._experts(call)
+        return super().visit_call_(call) if replacement is None else replacement
 
     def _product(self, call: Call) -> Expr | None:
         weights = self._matrix(call.args[1])
@@ -81,14 +81,14 @@ class _Rewriter(PyExprMutator):
             return self._multiplied(data, weights.T)
         # A matmul per expert of a mixture, with data per expert or shared by all.
         shape = shape_of(data) or []
-        own = len(shape) == 3 and shape[0] == len(weights)
+        has_batch = len(shape) == 3 and shape[0] == len(weights)
         parts = []
-        for index, each in enumerate(weights):
+        for index, weight in enumerate(weights):
             part = data
-            if own:
+            if has_batch:
                 sliced = R.strided_slice(data, axes=[0], begin=[index], end=[index + 1], assume_inbound=True)
                 part = self.builder_.emit(sliced)
-            product = self._multiplied(part, each.T)
+            product = self._multiplied(part, weight.T)
             parts.append(product if len(shape) == 3 else self.builder_.emit(R.expand_dims(product, 0)))
         return R.concat(parts, axis=0)
 
@@ -120,17 +120,17 @@ class _Rewriter(PyExprMutator):
 
     def _matrix(self, expr: Expr) -> Array | None:
         """Return the constant weights (depth, columns), or (experts, depth, columns)."""
-        found = self._constant(expr)
-        if found is None:
+        matrix = self._constant(expr)
+        if matrix is None:
             value = self._value(expr)
             if operator_name(value) != "relax.permute_dims":
                 return None
-            found = self._constant(value.args[0])
-            if found is None:
+            matrix = self._constant(value.args[0])
+            if matrix is None:
                 return None
             axes = value.attrs.axes
-            found = found.transpose(None if axes is None else [int(axis) for axis in axes])
-        return found if found.ndim in (2, 3) else None
+            matrix = matrix.transpose(None if axes is None else [int(axis) for axis in axes])
+        return matrix if matrix.ndim in (2, 3) else None
 
     def _constant(self, expr: Expr) -> Array | None:
         value = self._value(expr)

@@ -155,8 +155,8 @@ class _Builder(Emitter):
             rows = x.ty.shape[1]
             if several and self.wanted is not None and not tvm_ffi.structural_equal(rows, self.length):
                 return self.builder.emit_te(
-                    lambda each, wanted: te.compute(
-                        wanted.shape, lambda row: number(_within(wanted[row], each.shape[0]), each), name="adapters"
+                    lambda each, read: te.compute(
+                        read.shape, lambda row: number(_within(read[row], each.shape[0]), each), name="adapters"
                     ),
                     chosen,
                     self.wanted,
@@ -186,20 +186,20 @@ class _Builder(Emitter):
             x = streams_of(self, config.alternating, x)
         updated: list[Expr] = []
         attention: dict[int, Mixer] = {}
-        for index, (layer, kept) in enumerate(zip(config.layers, states, strict=True)):
+        for index, (layer, layer_states) in enumerate(zip(config.layers, states, strict=True)):
             if index and self._narrows(index - 1) and any(each.attends for each in config.layers[index:]):
                 position = self._wanted_positions(position)
                 ropes = self._rotations(position, x.ty.shape[1])
                 inputs = [self._wanted_rows(each) for each in inputs]
             mixers: list[Mixer] = []
             if layer.attends:
-                own = len(kept) - (0 if layer.recurrent is None else len(layer.recurrent.states))
-                rows = kept[:own] if layer.shares is None else list(attention[layer.shares].states)
+                cached = len(layer_states) - (0 if layer.recurrent is None else len(layer.recurrent.states))
+                rows = layer_states[:cached] if layer.shares is None else list(attention[layer.shares].states)
                 attention[index] = self._attention(index, rows, position, ropes.get(layer.rope), bias, rounds=rounds)
                 mixers.append(attention[index])
-                kept = kept[own:]
+                layer_states = layer_states[cached:]
             if layer.recurrent is not None:
-                mixers.append(recurrent_mixer(self, index, layer.recurrent, kept, position))
+                mixers.append(recurrent_mixer(self, index, layer.recurrent, layer_states, position))
             if config.before_mixers and layer.attends:
                 x = self._hybrid_block(index, x, embedded, *mixers)
             elif config.alternating is not None:
@@ -214,15 +214,15 @@ class _Builder(Emitter):
         return [self._logits(self.normalized(x, self.parameters.final_norm()), table), *updated, *self.captured]
 
     def _attention(
-        self, index: int, kept: list[Expr], position: Positions, angles: Expr | None, bias: Expr | None, *, rounds: bool
+        self, index: int, rows: list[Expr], position: Positions, angles: Expr | None, bias: Expr | None, *, rounds: bool
     ) -> Mixer:
         """Return a layer's attention over its state."""
         latent = self.config.latent
         if latent is not None:
-            row, *scales = kept
+            row, *scales = rows
             cache = KeyValueCache(row, None, position, tuple(scales), rounds)
             return LatentAttention(self, index, latent, angles, cache)
-        keys, values, *scales = kept
+        keys, values, *scales = rows
         return SelfAttention(self, index, angles, bias, KeyValueCache(keys, values, position, tuple(scales), rounds))
 
     def _embedded(self, table: BlockWeight, tokens: Expr, position: Positions) -> Expr:
@@ -236,20 +236,20 @@ class _Builder(Emitter):
         norm = self.parameters.embedding_norm()
         return x if norm is None else self.normalized(x, norm)
 
-    def _block(self, index: int, x: Expr, mixers: Sequence[Mixer], own: Expr | None) -> Expr:
+    def _block(self, index: int, x: Expr, mixers: Sequence[Mixer], layer_input: Expr | None) -> Expr:
         """Apply one decoder layer, which may have its own input: (1, n, hidden) -> (1, n, hidden). The last layer with
         a state returns only the rows whose logits are needed."""
         layer = self.config.layers[index]
         if not mixers and not layer.feeds:
             return x
         first = self.normed(index, "attention_norm", x)
-        found = [mixer.heads(first) for mixer in mixers]
+        heads = [mixer.heads(first) for mixer in mixers]
         if isinstance(layer.recurrent, TimeMixing) and layer.recurrent.shifts_channels:
-            return self._shifted_block(index, x, found[0], mixers[0])
+            return self._shifted_block(index, x, heads[0], mixers[0])
         if self._narrows(index):
-            x, first, *found = (self._wanted_rows(each) for each in (x, first, *found))
-            own = None if own is None else self._wanted_rows(own)
-        updates = [mixer.output(each) for mixer, each in zip(mixers, found, strict=True)]
+            x, first, *heads = (self._wanted_rows(each) for each in (x, first, *heads))
+            layer_input = None if layer_input is None else self._wanted_rows(layer_input)
+        updates = [mixer.output(each) for mixer, each in zip(mixers, heads, strict=True)]
         if self.config.parallel:
             second = self.normed(index, "mlp_norm", x) if self.has_norm(index, "mlp_norm") else first
             return self.residual(x, *updates, feed_forward(self, index, second))
@@ -266,11 +266,11 @@ class _Builder(Emitter):
         if not layer.feeds:
             return x
         x = self.residual(x, normed_feed_forward(self, index, x, entered))
-        if own is not None and self.config.layer_inputs is not None:
-            x = self.residual(x, layer_update(self, index, self.config.layer_inputs, x, own))
+        if layer_input is not None and self.config.layer_inputs is not None:
+            x = self.residual(x, layer_update(self, index, self.config.layer_inputs, x, layer_input))
         return self.scaled(x, self.parameters.layer_scale(index))
 
-    def _alternating_block(self, index: int, x: Expr, own: Expr, mixer: Mixer) -> Expr:
+    def _alternating_block(self, index: int, x: Expr, layer_input: Expr, mixer: Mixer) -> Expr:
         """Apply a layer of Gemma 3n with its own input: (streams, n, hidden) -> (streams, n, hidden)."""
         assert self.config.alternating is not None
         assert self.config.layer_inputs is not None
@@ -278,15 +278,17 @@ class _Builder(Emitter):
         predicted = update.predicted(x)
         active = update.active(predicted)
         first = self.normed(index, "attention_norm", active)
-        found = mixer.heads(first)
+        heads = mixer.heads(first)
         if self._narrows(index):
-            predicted, active, first, found, own = map(self._wanted_rows, (predicted, active, first, found, own))
-        attended = self.residual(active, self.normed(index, "post_attention_norm", mixer.output(found)))
+            predicted, active, first, heads, layer_input = map(
+                self._wanted_rows, (predicted, active, first, heads, layer_input)
+            )
+        attended = self.residual(active, self.normed(index, "post_attention_norm", mixer.output(heads)))
         computed = self.scaled(self.residual(attended, update.laurel(first)), math.sqrt(0.5))
         computed = self.residual(computed, normed_feed_forward(self, index, computed, active))
         corrected = update.corrected(predicted, computed)
         read = update.scaled(update.active(corrected))
-        return update.completed(corrected, layer_update(self, index, self.config.layer_inputs, read, own))
+        return update.completed(corrected, layer_update(self, index, self.config.layer_inputs, read, layer_input))
 
     def _narrows(self, index: int) -> bool:
         """True for the layer that returns only the rows whose logits are needed: the last one with a state, if any.
@@ -317,19 +319,19 @@ class _Builder(Emitter):
         """Apply a layer of Zamba2 (arXiv:2411.15242): x + mixer(norm(x + block(x and embeddings concatenated)))."""
         both = self.builder.emit(R.concat([x, embedded], axis=2))
         norm = self.parameters.norm(index, "block_norm", self.config.attention_inputs)
-        found = attention.output(attention.heads(self.normalized(both, norm)))
-        found = feed_forward(self, index, self.normed(index, "mlp_norm", found))
+        hidden_state = attention.output(attention.heads(self.normalized(both, norm)))
+        hidden_state = feed_forward(self, index, self.normed(index, "mlp_norm", hidden_state))
         hidden = self.config.hidden
-        found = self.products.product(found, self.parameters.linear(index, "block_out", hidden, hidden))
-        found = mixer.heads(self.normed(index, "attention_norm", self.residual(x, found)))
+        hidden_state = self.products.product(hidden_state, self.parameters.linear(index, "block_out", hidden, hidden))
+        hidden_state = mixer.heads(self.normed(index, "attention_norm", self.residual(x, hidden_state)))
         if self._narrows(index):
-            x, found = self._wanted_rows(x), self._wanted_rows(found)
-        return self.residual(x, mixer.output(found))
+            x, hidden_state = self._wanted_rows(x), self._wanted_rows(hidden_state)
+        return self.residual(x, mixer.output(hidden_state))
 
-    def _shifted_block(self, index: int, x: Expr, found: Expr, mixer: Mixer) -> Expr:
+    def _shifted_block(self, index: int, x: Expr, heads: Expr, mixer: Mixer) -> Expr:
         """Rest of a layer of RWKV, whose MLP has a token shift."""
         assert isinstance(mixer, TimeMixer)
-        x = self.residual(x, mixer.output(found))
+        x = self.residual(x, mixer.output(heads))
         read = mixer.channels(self.normed(index, "mlp_norm", x))
         if self._narrows(index):
             x, read = self._wanted_rows(x), self._wanted_rows(read)
@@ -374,32 +376,32 @@ def _selected_positions(tokens: te.Tensor, wanted: te.Tensor) -> te.Tensor:
     )
 
 
-def _single_runs(tokens: te.Tensor, sequences: te.Tensor, wanted: te.Tensor) -> te.Tensor:
+def _single_runs(tokens: te.Tensor, sequences: te.Tensor, indices: te.Tensor) -> te.Tensor:
     """Turn each wanted token into a run in the slot of its sequence: (m, 5), see `Positions.sequences`."""
-    each = te.reduce_axis((0, sequences.shape[0]), "sequence")
+    sequence = te.reduce_axis((0, sequences.shape[0]), "sequence")
 
     def slot(row: Expr) -> Expr:
-        index, first = _within(wanted[row], tokens.shape[1]), sequences[each, 2]
-        holds = tirx.all(first <= index, index < first + sequences[each, 3])
-        return te.sum(tirx.Select(holds, sequences[each, 0], tirx.const(0, "int64")), axis=each)
+        index, first = _within(indices[row], tokens.shape[1]), sequences[sequence, 2]
+        holds = tirx.all(first <= index, index < first + sequences[sequence, 3])
+        return te.sum(tirx.Select(holds, sequences[sequence, 0], tirx.const(0, "int64")), axis=sequence)
 
-    slots = te.compute(wanted.shape, slot, name="slots")
+    slots = te.compute(indices.shape, slot, name="slots")
 
     def element(row: Expr, part: Expr) -> Expr:
-        position = tokens[0, _within(wanted[row], tokens.shape[1])]
+        position = tokens[0, _within(indices[row], tokens.shape[1])]
         values = (slots[row], position, row, tirx.const(1, "int64"), tirx.const(0, "int64"))
-        found = values[-1]
+        result = values[-1]
         for index, value in enumerate(values[:-1]):
-            found = tirx.if_then_else(part == index, value, found)
-        return found
+            result = tirx.if_then_else(part == index, value, result)
+        return result
 
-    return te.compute((wanted.shape[0], 5), element, name="runs")
+    return te.compute((indices.shape[0], 5), element, name="runs")
 
 
-def _selected(x: te.Tensor, wanted: te.Tensor) -> te.Tensor:
+def _selected(x: te.Tensor, indices: te.Tensor) -> te.Tensor:
     """Select rows: (batch, n, width) -> (batch, m, width)."""
 
     def element(b: Expr, row: Expr, k: Expr) -> Expr:
-        return x[b, _within(wanted[row], x.shape[1]), k]
+        return x[b, _within(indices[row], x.shape[1]), k]
 
-    return te.compute((x.shape[0], wanted.shape[0], x.shape[2]), element, name="selected")
+    return te.compute((x.shape[0], indices.shape[0], x.shape[2]), element, name="selected")

@@ -140,11 +140,13 @@ def _layers(settings: Settings, heads: Heads, family: Family) -> tuple[LayerConf
     window = settings.size("sliding_window") if settings.get("sliding_window") else None
     kinds = family.kinds(settings, count) if family.kinds else _attention_kinds(settings, count, window)
     rotates = _rotating_layers(settings, kinds, family, has_window=window is not None)
-    own = [family.heads(settings, index, kind, heads) if family.heads else heads for index, kind in enumerate(kinds)]
-    for index, each in enumerate(own):
-        if each.count % each.keys:
-            raise InvalidModelError(f"{settings.path}: layer {index} has {each.count} heads, and {each.keys} of keys")
-    turned = {(kind, each.size) for kind, each, turns in zip(kinds, own, rotates, strict=True) if turns}
+    layer_heads = [
+        family.heads(settings, index, kind, heads) if family.heads else heads for index, kind in enumerate(kinds)
+    ]
+    for index, head in enumerate(layer_heads):
+        if head.count % head.keys:
+            raise InvalidModelError(f"{settings.path}: layer {index} has {head.count} heads, and {head.keys} of keys")
+    turned = {(kind, each.size) for kind, each, turns in zip(kinds, layer_heads, rotates, strict=True) if turns}
     ropes = {
         (kind, size): _rope(settings, size, kind, scaled=kind != SLIDING or not family.scales_full_only)
         for kind, size in sorted(turned)
@@ -157,14 +159,14 @@ def _layers(settings: Settings, heads: Heads, family: Family) -> tuple[LayerConf
         feeds = kind in (MLP, MOE) or not family.one_part
         layers.append(
             LayerConfig(
-                rope=ropes[kind, own[index].size] if rotates[index] else None,
+                rope=ropes[kind, layer_heads[index].size] if rotates[index] else None,
                 window=window if kind == SLIDING else None,
                 chunk=settings.size("attention_chunk_size") if kind == CHUNKED else None,
                 experts=family.experts(settings, index) if feeds else None,
                 attends=kind in _ATTENDING,
                 recurrent=recurrent if kind in (RECURRENT, BOTH) else None,
                 feeds=feeds,
-                heads=None if own[index] == heads else own[index],
+                heads=None if layer_heads[index] == heads else layer_heads[index],
             )
         )
     return tuple(layers)

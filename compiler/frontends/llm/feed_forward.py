@@ -29,13 +29,13 @@ def normed_feed_forward(model: Emitter, index: int, x: Expr, entered: Expr) -> E
     `entered` is the layer's input, which some routers read.
     """
     experts = model.config.layers[index].experts
-    found = feed_forward(model, index, model.normed(index, "mlp_norm", x), entered)
+    output = feed_forward(model, index, model.normed(index, "mlp_norm", x), entered)
     if experts is not None and experts.beside:
         routed_by = model.normalized(x, Norm(None))
         mixed = _Mixture(model, index, experts).result(model.normed(index, "experts_norm", x), routed_by)
         mixed = model.normed(index, "experts_post_norm", mixed)
-        found = model.builder.emit(R.add(model.normed(index, "dense_post_norm", found), mixed))
-    return model.normed(index, "post_mlp_norm", found)
+        output = model.builder.emit(R.add(model.normed(index, "dense_post_norm", output), mixed))
+    return model.normed(index, "post_mlp_norm", output)
 
 
 def feed_forward(model: Emitter, index: int, x: Expr, entered: Expr | None = None) -> Expr:
@@ -102,9 +102,9 @@ class _Mixture:
         if config.latent:
             rows = products.product(rows, parameters.linear(self._index, "experts_in", config.latent, shape[1]))
         hidden = self._hidden(rows, routing)
-        [found] = products.experts(hidden, [parameters.expert_down(self._index, config)], routing, of_slots=True)
+        [outputs] = products.experts(hidden, [parameters.expert_down(self._index, config)], routing, of_slots=True)
         if config.scales_inputs:
-            return self._completed(x, combined(model.builder, found, routing, emit(R.ones_like(routing.scores))))
+            return self._completed(x, combined(model.builder, outputs, routing, emit(R.ones_like(routing.scores))))
         weights = routing.scores if config.jitter is None else self._sparse_weights(scores, routing.scores)
         if config.biased:
             weights = scores_of_chosen(model.builder, scores, routing)
@@ -118,18 +118,18 @@ class _Mixture:
                 R.multiply(emit(R.ones_like(scores)), as_constant(parameters.expert_scale(self._index, config)))
             )
             weights = emit(R.multiply(weights, scores_of_chosen(model.builder, factors, routing)))
-        return self._completed(x, combined(model.builder, found, routing, weights))
+        return self._completed(x, combined(model.builder, outputs, routing, weights))
 
-    def _completed(self, x: Expr, found: Expr) -> Expr:
+    def _completed(self, x: Expr, output: Expr) -> Expr:
         """Sum the results (n, width) of each token's experts and of the shared MLP: (1, n, hidden)."""
         model, config = self._model, self._config
         if config.latent:
             out = model.parameters.linear(self._index, "experts_out", model.config.hidden, config.latent)
-            found = model.products.product(found, out)
-        found = model.builder.emit(R.reshape(found, tuple(x.ty.shape)))
+            output = model.products.product(output, out)
+        output = model.builder.emit(R.reshape(output, tuple(x.ty.shape)))
         if not config.shared:
-            return found
-        return model.scaled(model.builder.emit(R.add(found, self._shared(x))), 0.5 if config.averaged else 1.0)
+            return output
+        return model.scaled(model.builder.emit(R.add(output, self._shared(x))), 0.5 if config.averaged else 1.0)
 
     def _hidden(self, rows: Expr, routing: Routing) -> Expr:
         """Return the inputs of the experts' last matmuls, for tokens, or for slots if inputs are scaled."""
@@ -177,10 +177,10 @@ class _Mixture:
         model, config, parameters = self._model, self._config, self._model.parameters
         down = parameters.shared_down(self._index, config)
         if model.config.gated:
-            found = _gated(model, self._index, x, parameters.shared_gate_up(self._index, config), down)
+            output = _gated(model, self._index, x, parameters.shared_gate_up(self._index, config), down)
         else:
-            found = _plain(model, self._index, x, parameters.shared_up(self._index, config), down)
+            output = _plain(model, self._index, x, parameters.shared_up(self._index, config), down)
         if not config.shared_gate:
-            return found
+            return output
         gate = model.products.exact(x, parameters.shared_router(self._index))
-        return model.builder.emit(R.multiply(found, model.builder.emit(R.sigmoid(gate))))
+        return model.builder.emit(R.multiply(output, model.builder.emit(R.sigmoid(gate))))

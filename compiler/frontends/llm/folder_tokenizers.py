@@ -62,16 +62,16 @@ def _listed(folder: Path, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return tokens added outside tokenizer.json, in numeric order."""
     path = folder / "added_tokens.json"
     older = read_json(path) if path.exists() else {}
-    found = {number: added_token(number, text, special=False) for text, number in older.items()}
+    tokens = {number: added_token(number, text, special=False) for text, number in older.items()}
     table = settings.get("added_tokens_decoder")
-    for number, given in (table if isinstance(table, dict) else {}).items():
-        if not isinstance(given, dict) or not str(number).isdecimal() or not isinstance(given.get("content"), str):
-            raise InvalidModelError(f"{folder}: the added token {str(number)[:80]!r} is {str(given)[:80]!r}")
-        token = added_token(int(number), given["content"], special=False)
-        found[int(number)] = token | {flag: bool(given.get(flag)) for flag in _FLAGS}
-    if not all(isinstance(number, int) and number >= 0 for number in found):
+    for number, entry in (table if isinstance(table, dict) else {}).items():
+        if not isinstance(entry, dict) or not str(number).isdecimal() or not isinstance(entry.get("content"), str):
+            raise InvalidModelError(f"{folder}: the added token {str(number)[:80]!r} is {str(entry)[:80]!r}")
+        token = added_token(int(number), entry["content"], special=False)
+        tokens[int(number)] = token | {flag: bool(entry.get(flag)) for flag in _FLAGS}
+    if not all(isinstance(number, int) and number >= 0 for number in tokens):
         raise InvalidModelError(f"{path} contains tokens without numbers")
-    return [found[number] for number in sorted(found)]
+    return [tokens[number] for number in sorted(tokens)]
 
 
 def _with_added(content: bytes, listed: list[dict[str, Any]]) -> bytes:
@@ -80,14 +80,14 @@ def _with_added(content: bytes, listed: list[dict[str, Any]]) -> bytes:
         return content
     try:
         parsed = json.loads(content)
-        own = parsed.get("added_tokens") or []
-        known = {each["id"] for each in own}
+        present = parsed.get("added_tokens") or []
+        known = {each["id"] for each in present}
     except (ValueError, AttributeError, KeyError, TypeError, RecursionError):
         return content
     missing = [each for each in listed if each["id"] not in known]
     if not missing:
         return content
-    return json.dumps({**parsed, "added_tokens": [*own, *missing]}, ensure_ascii=False).encode()
+    return json.dumps({**parsed, "added_tokens": [*present, *missing]}, ensure_ascii=False).encode()
 
 
 @dataclass
@@ -146,28 +146,28 @@ def _unigram(model: _SentencePiece, path: Path, prefix: bool) -> dict[str, Any]:
 
 
 def _parsed(data: bytes) -> _SentencePiece:
-    found = _SentencePiece([], [], [])
+    model = _SentencePiece([], [], [])
     for field, value in _fields(data):
         if not isinstance(value, bytes):
             continue
         if field == _PIECES:
             piece = dict(_fields(value))
             score = piece.get(_SCORE, b"\0" * 4)
-            found.tokens.append(_bytes(piece.get(_TEXT, b"")).decode())
-            found.scores.append(struct.unpack("<f", _bytes(score))[0])
-            found.kinds.append(_number(piece.get(_KIND, NORMAL)))
+            model.tokens.append(_bytes(piece.get(_TEXT, b"")).decode())
+            model.scores.append(struct.unpack("<f", _bytes(score))[0])
+            model.kinds.append(_number(piece.get(_KIND, NORMAL)))
         elif field == _TRAINER:
             trainer = dict(_fields(value))
-            found.model_type = _number(trainer.get(_MODEL_TYPE, 1))
-            found.begin = _number(trainer.get(_BEGIN, 1))
-            found.byte_fallback = bool(_number(trainer.get(_FALLBACK, 0)))
+            model.model_type = _number(trainer.get(_MODEL_TYPE, 1))
+            model.begin = _number(trainer.get(_BEGIN, 1))
+            model.byte_fallback = bool(_number(trainer.get(_FALLBACK, 0)))
         elif field == _NORMALIZER:
             normalizer = dict(_fields(value))
-            found.prefix = bool(_number(normalizer.get(_PREFIX, 1)))
-            found.collapses = bool(_number(normalizer.get(_COLLAPSES, 1)))
-            found.escapes = bool(_number(normalizer.get(_ESCAPES, 1)))
-            found.characters = _bytes(normalizer.get(_CHARACTERS, b""))
-    return found
+            model.prefix = bool(_number(normalizer.get(_PREFIX, 1)))
+            model.collapses = bool(_number(normalizer.get(_COLLAPSES, 1)))
+            model.escapes = bool(_number(normalizer.get(_ESCAPES, 1)))
+            model.characters = _bytes(normalizer.get(_CHARACTERS, b""))
+    return model
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:

@@ -43,7 +43,7 @@ def with_grouped_attention(graph: onnx.GraphProto, ids: str, mask: str, path: Pa
         OptionError: the attention is not causal, or has a bias.
         InvalidModelError: its keys do not belong to a cache.
     """
-    made = {result: node for node in graph.node for result in node.output if result}
+    producers = {result: node for node in graph.node for result in node.output if result}
     inputs = {each.name: each for each in graph.input}
     replaced: dict[int, onnx.NodeProto] = {}
     dropped: set[int] = set()
@@ -51,18 +51,18 @@ def with_grouped_attention(graph: onnx.GraphProto, ids: str, mask: str, path: Pa
     for node in graph.node:
         if node.op_type != _KIND:
             continue
-        given = [*node.input, *[""] * 8]
-        if given[_BIAS] or given[_MASK] or not given[_ADDED]:
+        operands = [*node.input, *[""] * 8]
+        if operands[_BIAS] or operands[_MASK] or not operands[_ADDED]:
             raise OptionError(f"{path}: attention with biases of products, or without a mask, is not supported")
-        if given[_ADDED] not in checked:
-            _check_causal(graph, given[_ADDED], ids, mask, path)
-            checked.add(given[_ADDED])
-        keys, values = (_part(node, at, made, inputs, path) for at in (0, 1))
-        dropped.update(id(made[each.present]) for each in (keys, values) if made[each.present] is not node)
+        if operands[_ADDED] not in checked:
+            _check_causal(graph, operands[_ADDED], ids, mask, path)
+            checked.add(operands[_ADDED])
+        keys, values = (_part(node, at, producers, inputs, path) for at in (0, 1))
+        dropped.update(id(producers[each.present]) for each in (keys, values) if producers[each.present] is not node)
         settings = {each.name: helper.get_attribute_value(each) for each in node.attribute}
         replaced[id(node)] = helper.make_node(
             "GroupQueryAttention",
-            [given[0], keys.new, values.new, keys.past, values.past, "", ""],
+            [operands[0], keys.new, values.new, keys.past, values.past, "", ""],
             [node.output[0], keys.present, values.present],
             name=node.name,
             domain="com.microsoft",
@@ -78,7 +78,7 @@ def with_grouped_attention(graph: onnx.GraphProto, ids: str, mask: str, path: Pa
 def _part(
     node: onnx.NodeProto,
     at: int,
-    made: Mapping[str, onnx.NodeProto],
+    producers: Mapping[str, onnx.NodeProto],
     inputs: Mapping[str, onnx.ValueInfoProto],
     path: Path,
 ) -> _Part:
@@ -86,11 +86,11 @@ def _part(
     past = node.input[_PASTS[at]] if len(node.input) > _PASTS[at] else ""
     if past:
         return _Part(node.input[1 + at], past, node.output[1 + at])
-    name = _moved(node.input[1 + at], made)
-    joined = made.get(name)
+    name = _moved(node.input[1 + at], producers)
+    joined = producers.get(name)
     if joined is None or joined.op_type != "Concat" or len(joined.input) != 2 or joined.input[0] not in inputs:
         raise InvalidModelError(f"{path}: the keys and values of {node.name!r} do not come from a cache")
-    return _Part(_moved(joined.input[1], made), joined.input[0], name)
+    return _Part(_moved(joined.input[1], producers), joined.input[0], name)
 
 
 def _moved(name: str, made: Mapping[str, onnx.NodeProto]) -> str:
@@ -102,14 +102,14 @@ def _moved(name: str, made: Mapping[str, onnx.NodeProto]) -> str:
 
 def _check_causal(graph: onnx.GraphProto, name: str, ids: str, mask: str, path: Path) -> None:
     """Raise OptionError unless the mask added to scores hides exactly the later positions."""
-    made = {result: node for node in graph.node for result in node.output if result}
+    producers = {result: node for node in graph.node for result in node.output if result}
     needed: set[str] = set()
     waiting = [name]
     while waiting:
-        each = waiting.pop()
-        if each not in needed:
-            needed.add(each)
-            waiting += made[each].input if each in made else []
+        value = waiting.pop()
+        if value not in needed:
+            needed.add(value)
+            waiting += producers[value].input if value in producers else []
     nodes = [node for node in graph.node if any(result in needed for result in node.output)]
     inputs = [each for each in graph.input if each.name in needed]
     initializers = [each for each in graph.initializer if each.name in needed]
@@ -119,11 +119,11 @@ def _check_causal(graph: onnx.GraphProto, name: str, ids: str, mask: str, path: 
     for past, new in _SIZES:
         feeds = {each.name: _example(each, ids, mask, past, new) for each in inputs}
         try:
-            [found] = ReferenceEvaluator(model).run(None, feeds)
+            [computed] = ReferenceEvaluator(model).run(None, feeds)
         except Exception as error:  # the evaluator's operators may raise anything
             raise OptionError(f"{path}: its attention mask cannot be computed: {str(error)[:200]}") from error
         later = np.arange(past + new)[None] > np.arange(past, past + new)[:, None]
-        values = np.asarray(found, np.float32)
+        values = np.asarray(computed, np.float32)
         fits = values.shape[-2:] == later.shape
         if not fits or not (values[..., later] <= _HIDDEN).all() or (values[..., ~later] != 0).any():
             raise OptionError(f"{path}: only causal attention is supported, but its mask is not causal")

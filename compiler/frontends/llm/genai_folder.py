@@ -191,13 +191,13 @@ class _Graph:
     def _use_last_row(self) -> None:
         """Compute the logits of the last token only, as float32."""
         graph = self._graph
-        made = {result: node for node in graph.node for result in node.output}
+        producers = {result: node for node in graph.node for result in node.output}
         output = next((each for each in graph.output if each.name == self._logits), None)
         if output is None:
             raise InvalidModelError(f"{self._path} has no output {self._logits!r}")
-        node = made[self._logits]
-        while node.op_type in _POINTWISE and node.input[0] in made:
-            node = made[node.input[0]]
+        node = producers[self._logits]
+        while node.op_type in _POINTWISE and node.input[0] in producers:
+            node = producers[node.input[0]]
         if node.op_type not in _PRODUCTS:
             raise OptionError(f"{self._path}: the logits come from {node.op_type}, not from a matmul")
         graph.initializer.append(helper.make_tensor(f"{_PREFIX}minus_one", TensorProto.INT64, [1], [-1]))
@@ -208,11 +208,11 @@ class _Graph:
         kind = output.type.tensor_type.elem_type
         shape = [1, 1, output.type.tensor_type.shape.dim[2].dim_value]
         if kind != TensorProto.FLOAT or self._logits != LOGITS:
-            own = f"{_PREFIX}logits"
-            for each in graph.node:
-                each.output[:] = [own if name == self._logits else name for name in each.output]
-                each.input[:] = [own if name == self._logits else name for name in each.input]
-            graph.node.append(helper.make_node("Cast", [own], [LOGITS], to=TensorProto.FLOAT))
+            renamed = f"{_PREFIX}logits"
+            for user in graph.node:
+                user.output[:] = [renamed if name == self._logits else name for name in user.output]
+                user.input[:] = [renamed if name == self._logits else name for name in user.input]
+            graph.node.append(helper.make_node("Cast", [renamed], [LOGITS], to=TensorProto.FLOAT))
         output.CopyFrom(helper.make_tensor_value_info(LOGITS, TensorProto.FLOAT, shape))
 
     @staticmethod
@@ -225,10 +225,10 @@ class _Graph:
 
 def _needed(nodes: list[onnx.NodeProto], outputs: list[str]) -> list[onnx.NodeProto]:
     """Return the nodes that the outputs depend on, in topological order."""
-    made = {result: node for node in nodes for result in node.output if result}
+    producers = {result: node for node in nodes for result in node.output if result}
     ordered: list[onnx.NodeProto] = []
     done: set[int] = set()
-    waiting: list[tuple[Any, bool]] = [(made[name], False) for name in reversed(outputs) if name in made]
+    waiting: list[tuple[Any, bool]] = [(producers[name], False) for name in reversed(outputs) if name in producers]
     while waiting:
         node, is_ready = waiting.pop()
         if id(node) in done:
@@ -238,5 +238,7 @@ def _needed(nodes: list[onnx.NodeProto], outputs: list[str]) -> list[onnx.NodePr
             ordered.append(node)
             continue
         waiting.append((node, True))
-        waiting += [(made[name], False) for name in node.input if name in made and id(made[name]) not in done]
+        waiting += [
+            (producers[name], False) for name in node.input if name in producers and id(producers[name]) not in done
+        ]
     return ordered

@@ -48,14 +48,14 @@ def read_gguf(file: GgufFile) -> tuple[DecoderConfig, Names, Storage, Checkpoint
             f"{file.path}: the architecture {name!r} is not supported{reason}",
             f"supported: {', '.join(sorted(ARCHITECTURES))}",
         )
-    family, found = ARCHITECTURES[name]
-    config = decoder_config(gguf_settings(file, family, found), name, family)
+    family, architecture = ARCHITECTURES[name]
+    config = decoder_config(gguf_settings(file, family, architecture), name, family)
     checkpoint = Checkpoint(renamed(file, family.renames), str(file.path))
     checkpoint.ignore(ROPE_TENSORS)
-    names = _names(found, config, file)
+    names = _names(architecture, config, file)
     if file.value(f"{name}.nextn_predict_layers"):
         checkpoint.ignore_layers(names.layer, len(config.layers))
-    return config, names, _storage(family, found), checkpoint
+    return config, names, _storage(family, architecture), checkpoint
 
 
 def _storage(family: Family, found: Gguf) -> Storage:
@@ -64,19 +64,21 @@ def _storage(family: Family, found: Gguf) -> Storage:
     return Storage(interleaved=found.interleaved, bare_norms=bare, decays=True)
 
 
-def _names(found: Gguf, config: DecoderConfig, file: GgufFile) -> Names:
-    names = gguf_names(found.norms)
-    roles = {**names.roles, **found.roles}
+def _names(architecture: Gguf, config: DecoderConfig, file: GgufFile) -> Names:
+    names = gguf_names(architecture.norms)
+    roles = {**names.roles, **architecture.roles}
     if config.parallel and "blk.0.ffn_norm.weight" not in file.names:  # both parts of a block read the same norm
         del roles["mlp_norm"]
-    own: dict[int, dict[str, str | None]] = {}
+    layer_names: dict[int, dict[str, str | None]] = {}
     for index in range(len(config.layers)):  # layers without attention may name their only norm after the MLP
         if f"blk.{index}.attn_norm.weight" not in file.names and f"blk.{index}.ffn_norm.weight" in file.names:
-            own[index] = {"attention_norm": "ffn_norm"}
-    if found.second and all(f"blk.0.{name}.weight" in file.names for name in found.second.values()):
-        roles |= found.second
+            layer_names[index] = {"attention_norm": "ffn_norm"}
+    if architecture.second and all(f"blk.0.{name}.weight" in file.names for name in architecture.second.values()):
+        roles |= architecture.second
     tables = [
-        name if f"{name}.weight" in file.names and name != found.norm else None
+        name if f"{name}.weight" in file.names and name != architecture.norm else None
         for name in ("position_embd", "token_embd_norm")
     ]
-    return replace(names, norm=found.norm, roles=roles, positions=tables[0], embedding_norm=tables[1], own=own)
+    return replace(
+        names, norm=architecture.norm, roles=roles, positions=tables[0], embedding_norm=tables[1], own=layer_names
+    )

@@ -105,12 +105,12 @@ def gguf_settings(file: GgufFile, family: Family, found: Gguf) -> Settings:
     return Settings(values, file.path, {**family.defaults, **_DEFAULTS, **found.values})
 
 
-def _routing(file: GgufFile, found: Gguf) -> dict[str, Any]:
+def _routing(file: GgufFile, architecture: Gguf) -> dict[str, Any]:
     """Return the selection of experts, if specified. Raises OptionError for other functions of the router's logits."""
     values: dict[str, Any] = {}
-    if file.value(f"{found.name}.expert_count"):
+    if file.value(f"{architecture.name}.expert_count"):
         values["use_expert_bias"] = any(".exp_probs_b" in name for name in file.names)
-    function = file.value(f"{found.name}.expert_gating_func")
+    function = file.value(f"{architecture.name}.expert_gating_func")
     if not function:
         return values
     if function not in _GATING:
@@ -126,23 +126,23 @@ def _value(file: GgufFile, found: Gguf, key: str) -> Any:
     return None if not isinstance(value, bool) and value == 0 else value
 
 
-def _scaling(file: GgufFile, found: Gguf) -> dict[str, Any]:
+def _scaling(file: GgufFile, architecture: Gguf) -> dict[str, Any]:
     """Return the RoPE scaling metadata in the form of transformers' `rope_parameters`."""
-    kind = file.value(f"{found.name}.{_ROPE}type", "none")
+    kind = file.value(f"{architecture.name}.{_ROPE}type", "none")
     scaling = {
         "rope_type": "default" if kind == "none" else kind,
-        "factor": file.value(f"{found.name}.{_ROPE}factor"),
-        "original_max_position_embeddings": file.value(f"{found.name}.{_ROPE}original_context_length"),
+        "factor": file.value(f"{architecture.name}.{_ROPE}factor"),
+        "original_max_position_embeddings": file.value(f"{architecture.name}.{_ROPE}original_context_length"),
         "attention_factor": None,
-        "beta_fast": file.value(f"{found.name}.{_ROPE}yarn_beta_fast"),
-        "beta_slow": file.value(f"{found.name}.{_ROPE}yarn_beta_slow"),
+        "beta_fast": file.value(f"{architecture.name}.{_ROPE}yarn_beta_fast"),
+        "beta_slow": file.value(f"{architecture.name}.{_ROPE}yarn_beta_slow"),
     }
     if kind == "longrope" or _SHORT in file.names:
         scaling["rope_type"] = "longrope"
         for key, tensor in (("short_factor", _SHORT), ("long_factor", _LONG)):
             if tensor in file.names:
                 scaling[key] = file.vector(tensor).tolist()
-        scaling["attention_factor"] = file.value(f"{found.name}.{_ROPE}attn_factor")
+        scaling["attention_factor"] = file.value(f"{architecture.name}.{_ROPE}attn_factor")
     if _FACTORS in file.names:
         scaling["divisors"] = file.vector(_FACTORS).tolist()
     return scaling

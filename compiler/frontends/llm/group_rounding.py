@@ -41,12 +41,12 @@ def best_scales(groups: Array, importance: Array | None = None) -> Array:
     if importance is None:
         importance = np.ones((count, GROUP), np.float32)
     tiles = -(-rows // _LANES)
-    whole = np.ascontiguousarray(groups, np.float32)
+    padded = np.ascontiguousarray(groups, np.float32)
     if rows % _LANES:
-        whole = np.concatenate([whole, np.zeros((tiles * _LANES - rows, count, GROUP), np.float32)])
-    given = (whole.reshape(tiles, _LANES, count, GROUP), np.ascontiguousarray(importance, np.float32))
+        padded = np.concatenate([padded, np.zeros((tiles * _LANES - rows, count, GROUP), np.float32)])
+    operands = (padded.reshape(tiles, _LANES, count, GROUP), np.ascontiguousarray(importance, np.float32))
     result = tvm.runtime.empty((tiles, _LANES, count), "float16")
-    _kernel()(*map(tvm.runtime.tensor, given), result)
+    _kernel()(*map(tvm.runtime.tensor, operands), result)
     scales: Array = result.numpy().reshape(-1, count)[:rows]
     return scales
 
@@ -55,14 +55,14 @@ def best_scales(groups: Array, importance: Array | None = None) -> Array:
 def _kernel() -> Any:
     """Return the compiled function of (groups, importance, scales)."""
     tiles, count = tirx.Var("tiles", "int64"), tirx.Var("count", "int64")
-    given = tirx.decl_buffer([tiles, expression(_LANES), count, expression(GROUP)], "float32", "groups")
+    groups = tirx.decl_buffer([tiles, expression(_LANES), count, expression(GROUP)], "float32", "groups")
     importance = tirx.decl_buffer([count, expression(GROUP)], "float32", "importance")
     scales = tirx.decl_buffer([tiles, expression(_LANES), count], "float16", "scales")
 
     def tile(at: Expr) -> Stmt:
-        return repeat("group", count, lambda g: _Groups(given, importance, scales, at, g).code())
+        return repeat("group", count, lambda g: _Groups(groups, importance, scales, at, g).code())
 
-    function = tirx.PrimFunc([given, importance, scales], parallel("tile", tiles, tile))
+    function = tirx.PrimFunc([groups, importance, scales], parallel("tile", tiles, tile))
     function = function.with_attrs({"global_symbol": "main", "tirx.noalias": True, "s_tir": True})
     return tvm.compile(IRModule({"main": function}), target=tvm.target.Target(plain_cpu()))["main"]
 
@@ -172,29 +172,29 @@ def rounded_by_gptq(values: Array, gram: Array) -> tuple[Array, Array]:
     """
     rows, depth = values.shape
     groups = -(-depth // GROUP)
-    left = np.zeros((rows, groups * GROUP), np.float32)
-    left[:, :depth] = values
+    remaining = np.zeros((rows, groups * GROUP), np.float32)
+    remaining[:, :depth] = values
     factors = _factors(gram, groups * GROUP)
-    integers = np.empty(left.shape, np.int8)
+    integers = np.empty(remaining.shape, np.int8)
     scales = np.empty((rows, groups), np.float16)
     for group in range(groups):
         first, end = group * GROUP, (group + 1) * GROUP
-        own = factors[first:end, first:end]
-        importance = 1 / np.square(np.diagonal(own))
-        scale = best_scales(left[:, None, first:end], importance[None])[:, 0]
-        errors = _round_group(left[:, first:end], scale.astype(np.float32), own, integers[:, first:end])
-        left[:, end:] -= errors @ factors[first:end, end:]
+        group_factors = factors[first:end, first:end]
+        importance = 1 / np.square(np.diagonal(group_factors))
+        scale = best_scales(remaining[:, None, first:end], importance[None])[:, 0]
+        errors = _round_group(remaining[:, first:end], scale.astype(np.float32), group_factors, integers[:, first:end])
+        remaining[:, end:] -= errors @ factors[first:end, end:]
         scales[:, group] = scale
     return integers, scales
 
 
 def _factors(gram: Array, size: int) -> Array:
     """Return the upper Cholesky factor of the inverse of the damped matrix, float32 (size, size)."""
-    whole = np.zeros((size, size), np.float64)
-    whole[: len(gram), : len(gram)] = gram
+    padded = np.zeros((size, size), np.float64)
+    padded[: len(gram), : len(gram)] = gram
     mean = float(np.mean(np.diagonal(gram))) or 1.0
-    whole[np.diag_indices(size)] += _DAMPING * mean
-    upper: Array = np.linalg.cholesky(np.linalg.inv(whole)).T
+    padded[np.diag_indices(size)] += _DAMPING * mean
+    upper: Array = np.linalg.cholesky(np.linalg.inv(padded)).T
     return np.ascontiguousarray(upper, np.float32)
 
 
@@ -204,9 +204,9 @@ def _round_group(values: Array, scale: Array, factors: Array, integers: Array) -
     columns = np.ascontiguousarray(values.T)
     errors = np.empty_like(columns)
     for at in range(GROUP):
-        whole = np.clip(np.rint(columns[at] * inverse), _INT4_MIN, _INT4_MAX)
-        integers[:, at] = whole
-        errors[at] = (columns[at] - whole * scale) / factors[at, at]
+        rounded = np.clip(np.rint(columns[at] * inverse), _INT4_MIN, _INT4_MAX)
+        integers[:, at] = rounded
+        errors[at] = (columns[at] - rounded * scale) / factors[at, at]
         if at + 1 < GROUP:
             columns[at + 1 :] -= factors[at, at + 1 :, None] * errors[at]
     return np.ascontiguousarray(errors.T)

@@ -103,10 +103,10 @@ def read_hugging_face(
     config = decoder_config(settings, kind, family)
     tied = settings.flag("tie_word_embeddings")
     weights = _weights(folder, options)
-    kept = [Adapter(each) for each in options.kept_adapters.values()]
+    separate = [Adapter(each) for each in options.kept_adapters.values()]
     has_others = is_part or any(_TEXT in name for name in weights.names)
     renames = {**_TEXT_RENAMES, **family.renames} if has_others else family.renames
-    adapters = KeptAdapters(weights, kept, renames) if kept else None
+    adapters = KeptAdapters(weights, separate, renames) if separate else None
     checkpoint = Checkpoint(renamed(weights, renames), str(folder))
     checkpoint.ignore_suffixes(family.unused)
     if has_others:

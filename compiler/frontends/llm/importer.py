@@ -127,31 +127,31 @@ def _imported(path: Path, options: LanguageModelOptions) -> ImportedModel:
 def _captured(folder: Path, options: LanguageModelOptions) -> ImportedModel:
     """Import a model of any other type, captured from transformers' own code."""
     files = read_tokenizer_files(folder)
-    found = capture_decoder(folder, options)
-    files.check_fits(found.vocabulary, str(folder))
-    description = _description(found.architecture, found.context, found.vocabulary, files)
-    return replace(found.model, assets=_assets(description, files))
+    decoder = capture_decoder(folder, options)
+    files.check_fits(decoder.vocabulary, str(folder))
+    description = _description(decoder.architecture, decoder.context, decoder.vocabulary, files)
+    return replace(decoder.model, assets=_assets(description, files))
 
 
 def _pair(folder: Path, options: LanguageModelOptions) -> ImportedModel:
     """Import an encoder of speech, images or text, and its decoder, captured from transformers' own code."""
     files = read_tokenizer_files(folder)
     rules = read_text_rules(folder)
-    found = capture_pair(folder, options)
-    decoder = found.decoder
-    start = rules.start if found.image_token is None else ()
+    pair = capture_pair(folder, options)
+    decoder = pair.decoder
+    start = rules.start if pair.image_token is None else ()
     files.check_fits(decoder.vocabulary, str(folder), start)
     description = _description(decoder.architecture, decoder.context, decoder.vocabulary, files)
     description = msgspec.structs.replace(
         description,
-        image_token=found.image_token,
+        image_token=pair.image_token,
         start=start,
         suppressed=rules.suppressed,
         suppressed_first=rules.suppressed_first,
-        audio=_audio(folder, found, files),
-        images=_images(folder, found, files),
+        audio=_audio(folder, pair, files),
+        images=_images(folder, pair, files),
     )
-    return replace(decoder.model, assets=_assets(description, files), encoder=found.encoder)
+    return replace(decoder.model, assets=_assets(description, files), encoder=pair.encoder)
 
 
 def _audio(folder: Path, found: CapturedPair, files: TokenizerFiles) -> AudioPreparation | None:
@@ -162,23 +162,23 @@ def _audio(folder: Path, found: CapturedPair, files: TokenizerFiles) -> AudioPre
     return read_audio(folder, *found.spectrogram, text=text, rows=found.rows or 1, masked=found.masked)
 
 
-def _images(folder: Path, found: CapturedPair, files: TokenizerFiles) -> ImagePreparation | None:
+def _images(folder: Path, pair: CapturedPair, files: TokenizerFiles) -> ImagePreparation | None:
     """Return the image preprocessing; None if the folder does not describe it or has no image token."""
-    text = None if found.image_token is None or found.spectrogram else files.text_of(found.image_token)
+    text = None if pair.image_token is None or pair.spectrogram else files.text_of(pair.image_token)
     if text is None:
         return None
-    first, last = (None if token is None else files.text_of(token) for token in found.frame)
+    first, last = (None if token is None else files.text_of(token) for token in pair.frame)
     frame = None if first is None or last is None else (first, last)
-    return read_images(folder, found.decoder.architecture, found.rows or 1, text, frame)
+    return read_images(folder, pair.decoder.architecture, pair.rows or 1, text, frame)
 
 
 def _genai(folder: Path, options: LanguageModelOptions) -> ImportedModel:
     """Import a model of ONNX Runtime GenAI, whose configuration specifies the stop tokens."""
-    found = import_genai_folder(folder, options)
-    files = replace(read_tokenizer_files(folder), stop_tokens=found.stop_tokens)
-    files.check_fits(found.vocabulary, str(folder))
-    description = _description(found.architecture, found.context, found.vocabulary, files)
-    return replace(found.model, assets=_assets(description, files))
+    imported = import_genai_folder(folder, options)
+    files = replace(read_tokenizer_files(folder), stop_tokens=imported.stop_tokens)
+    files.check_fits(imported.vocabulary, str(folder))
+    description = _description(imported.architecture, imported.context, imported.vocabulary, files)
+    return replace(imported.model, assets=_assets(description, files))
 
 
 def _places(config: DecoderConfig, options: LanguageModelOptions) -> list[TensorSpec]:

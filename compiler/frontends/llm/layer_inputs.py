@@ -28,12 +28,14 @@ def layer_inputs(model: Emitter, config: LayerInputs, tokens: Expr, embedded: Ex
         tokens = emit(R.where(known, tokens, relax.const(0, "int64")))
     rows = products.rows(products.table(parameters.layer_embedding(config)), tokens)
     shape = (1, rows.ty.shape[1], layers, width)
-    own = model.scaled(emit(R.reshape(rows, shape)), math.sqrt(width))
+    token_rows = model.scaled(emit(R.reshape(rows, shape)), math.sqrt(width))
     projected = model.scaled(products.product(embedded, parameters.layer_model(config)), model.config.hidden**-0.5)
     projected = model.normalized(emit(R.reshape(projected, shape)), parameters.layer_norm(config))
-    whole = emit(R.reshape(model.scaled(emit(R.add(projected, own)), math.sqrt(0.5)), (*shape[:2], layers * width)))
+    all_layers = emit(
+        R.reshape(model.scaled(emit(R.add(projected, token_rows)), math.sqrt(0.5)), (*shape[:2], layers * width))
+    )
     return [
-        emit(R.strided_slice(whole, axes=[2], begin=[at], end=[at + width], assume_inbound=True))
+        emit(R.strided_slice(all_layers, axes=[2], begin=[at], end=[at + width], assume_inbound=True))
         for at in range(0, layers * width, width)
     ]
 

@@ -356,11 +356,11 @@ def gguf_names(norms: str) -> Names:
         roles |= {"attention_norm": "attn_norm", "mlp_norm": "ffn_norm"}
     if norms != "pre":
         roles |= {"post_attention_norm": "post_attention_norm", "post_mlp_norm": "post_ffw_norm"}
-    whole = {
+    full_names = {
         "layer_embedding": "per_layer_token_embd",
         "layer_model": "per_layer_model_proj",
         "layer_norm": "per_layer_proj_norm",
         "streams_in": "altup_proj",
         "streams_out": "altup_unembd_proj",
     }
-    return Names("token_embd", "output_norm", "output", "blk.{index}.", roles, whole=whole)
+    return Names("token_embd", "output_norm", "output", "blk.{index}.", roles, whole=full_names)

@@ -141,11 +141,11 @@ class Parameters:
 
     def norm(self, layer: int, role: str, size: int) -> Norm:
         """Return a norm of a layer; norms of queries and keys are in the order of their rows."""
-        found = self._norm(self._names.of(layer, role), size)
-        if role not in ("q_norm", "k_norm") or not self._storage.interleaved or found.weight is None:
-            return found
+        stored = self._norm(self._names.of(layer, role), size)
+        if role not in ("q_norm", "k_norm") or not self._storage.interleaved or stored.weight is None:
+            return stored
         order = self._turned(layer, size // self._config.heads_of(layer).size)
-        return Norm(found.weight[order], None if found.bias is None else found.bias[order])
+        return Norm(stored.weight[order], None if stored.bias is None else stored.bias[order])
 
     def has_norm(self, layer: int, role: str) -> bool:
         """True if a layer has the norm."""
@@ -165,11 +165,11 @@ class Parameters:
 
     def queries_keys_values(self, layer: int) -> list[Linear]:
         """Return the three projections in order, except for values that are keys, or keys of another layer."""
-        heads, own = self._config.heads_of(layer), self._config.layers[layer]
-        if own.shares is not None:
+        heads, config = self._config.heads_of(layer), self._config.layers[layer]
+        if config.shares is not None:
             self.ignore(layer, ("k", "v", "k_norm"))  # some files have them
             return [self._role(layer, "q", heads.queries, self._config.hidden)]
-        if own.values_are_keys:
+        if config.values_are_keys:
             widths = {"q": heads.queries, "k": heads.key_width}
             return [self._role(layer, role, width, self._config.hidden) for role, width in widths.items()]
         q, k, v = self.parts(layer, "qkv", ("q", "k", "v"), [heads.queries, heads.key_width, heads.key_width])
@@ -204,22 +204,22 @@ class Parameters:
         """Return the query projection of latent attention: the unrotated parts of all heads, then the rotated parts."""
         count, size = self._config.heads, config.plain + config.rotated
         if config.query_rank:
-            whole = self._role(layer, "q_b", count * size, config.query_rank)
+            linear = self._role(layer, "q_b", count * size, config.query_rank)
         else:
-            whole = self._role(layer, "q", count * size, self._config.hidden)
+            linear = self._role(layer, "q", count * size, self._config.hidden)
         rows = np.arange(count * size).reshape(count, size)
         turned = rows[:, config.plain :].reshape(-1)
         if config.interleaved:
             turned = turned[_halves(count, config.rotated, config.rotated)]
-        return whole.taken(np.concatenate([rows[:, : config.plain].reshape(-1), turned]))
+        return linear.taken(np.concatenate([rows[:, : config.plain].reshape(-1), turned]))
 
     def latent_row(self, layer: int, config: LatentConfig) -> Linear:
         """Return the projection to a token's row, before its norm and rotation."""
-        whole = self._role(layer, "kv_a", config.width, self._config.hidden)
+        linear = self._role(layer, "kv_a", config.width, self._config.hidden)
         if not config.interleaved:
-            return whole
+            return linear
         turned = config.rank + _halves(1, config.rotated, config.rotated)
-        return whole.taken(np.concatenate([np.arange(config.rank), turned]))
+        return linear.taken(np.concatenate([np.arange(config.rank), turned]))
 
     def latent_keys(self, layer: int, config: LatentConfig) -> Experts:
         """Return each head's matrix that maps the unrotated part of its query to the width of a cached row."""
@@ -286,10 +286,10 @@ class Parameters:
         if self._checkpoint.has(parts[0]):
             stored = [math.prod(self._checkpoint.shape(part)) // taps for part in parts]
             split = [self._shaped(part, (rows, taps)) for part, rows in zip(parts, stored, strict=True)]
-            whole = np.concatenate(split)
-            if whole.shape[0] != channels:
+            joined_weight = np.concatenate(split)
+            if joined_weight.shape[0] != channels:
                 raise InvalidModelError(f"{self._checkpoint.origin}: {parts} have {stored} channels, not {channels}")
-            return np.ascontiguousarray(whole.T), np.zeros(channels, np.float32)
+            return np.ascontiguousarray(joined_weight.T), np.zeros(channels, np.float32)
         weight = self._shaped(f"{name}.weight", (channels, taps))
         has_bias = self._checkpoint.has(f"{name}.bias")
         bias = self._checkpoint.vector(f"{name}.bias", channels) if has_bias else np.zeros(channels, np.float32)
@@ -305,9 +305,9 @@ class Parameters:
     def shifts(self, layer: int, width: int) -> Array:
         """Weights (projections, width) of the previous token in the inputs of RWKV 7's projections: of queries, decays,
         keys, values, rates and, if the model has them, gates. Stored as one tensor, or one per projection."""
-        whole = self._names.of(layer, "mix_shifts")
-        if whole is not None and self._checkpoint.has(whole):
-            return self._shaped(whole, (math.prod(self._checkpoint.shape(whole)) // width, width))
+        fused = self._names.of(layer, "mix_shifts")
+        if fused is not None and self._checkpoint.has(fused):
+            return self._shaped(fused, (math.prod(self._checkpoint.shape(fused)) // width, width))
         name = self._names.of(layer, "mix_shift_{part}")
         assert name is not None
         return np.stack([self._shaped(name.format(part=part), (width,)) for part in "rwkvag"])
@@ -352,11 +352,11 @@ class Parameters:
     def router(self, layer: int, config: ExpertsConfig) -> Linear:
         """Return the router, including the scale of its inputs if there is one."""
         hidden = self._config.hidden
-        found = self._role(layer, "router", config.count, hidden)
+        linear = self._role(layer, "router", config.count, hidden)
         if not config.beside:
-            return found
+            return linear
         scale = self.array(layer, "router_scale", (hidden,)) * np.float32(hidden**-0.5)
-        return replace(found, weight=Matrix("F32", dequantized(found.weight) * scale, hidden))
+        return replace(linear, weight=Matrix("F32", dequantized(linear.weight) * scale, hidden))
 
     def router_bias(self, layer: int, config: ExpertsConfig) -> Array:
         """Return the bias added to the router scores when experts are selected."""
@@ -371,10 +371,10 @@ class Parameters:
         width, depth = config.intermediate, config.latent or self._config.hidden
         fused, gate = (self._names.of(layer, role) for role in ("expert_gate_up", "expert_gate"))
         if fused is not None and (gate is None or not self._checkpoint.has(f"{gate}.weight")):
-            whole = self._stack(fused, config, 2 * width, depth)
+            stack = self._stack(fused, config, 2 * width, depth)
             alternating = self._storage.alternating
             parts = [slice(at, None, 2) if alternating else slice(at * width, (at + 1) * width) for at in range(2)]
-            return [whole.part(rows) for rows in parts]
+            return [stack.part(rows) for rows in parts]
         return [self._experts(layer, role, config, width, depth) for role in ("expert_gate", "expert_up")]
 
     def expert_down(self, layer: int, config: ExpertsConfig) -> Experts:
@@ -420,13 +420,13 @@ class Parameters:
         if checkpoint.has(name):
             stacked_rows = self._storage.stacked_rows
             stored = checkpoint.stack(name, count, *((rows, depth) if stacked_rows else (depth, rows)))
-            found = Experts.of_stack(stored, count)
+            experts = Experts.of_stack(stored, count)
             if not stacked_rows:
-                found = Experts(tuple(each.transposed() for each in found.weights))
+                experts = Experts(tuple(each.transposed() for each in experts.weights))
         else:
-            found = Experts.of_stack(checkpoint.stack(f"{name}.weight", count, rows, depth), count)
+            experts = Experts.of_stack(checkpoint.stack(f"{name}.weight", count, rows, depth), count)
         bias = next((name + end for end in (".bias", "_bias") if checkpoint.has(name + end)), None)
-        return found if bias is None else replace(found, biases=checkpoint.array(bias, (count, rows)))
+        return experts if bias is None else replace(experts, biases=checkpoint.array(bias, (count, rows)))
 
     def parts(self, layer: int, fused: str, roles: tuple[str, ...], widths: list[int]) -> list[Linear]:
         """Return separate matmuls, or the parts of a fused one."""
@@ -434,13 +434,13 @@ class Parameters:
         first = self._names.of(layer, roles[0])
         if first is not None and self._checkpoint.has(f"{first}.weight"):
             return [self._role(layer, role, width, depth) for role, width in zip(roles, widths, strict=True)]
-        whole = self._names.of(layer, fused)
-        if whole is None or not self._checkpoint.has(f"{whole}.weight"):
+        fused_name = self._names.of(layer, fused)
+        if fused_name is None or not self._checkpoint.has(f"{fused_name}.weight"):
             raise InvalidModelError(
-                f"{self._checkpoint.origin} lacks the tensor '{first or whole}.weight'",
+                f"{self._checkpoint.origin} lacks the tensor '{first or fused_name}.weight'",
                 "the checkpoint is not complete",
             )
-        linear = self._adapted(layer, fused, self._linear(whole, sum(widths), depth))
+        linear = self._adapted(layer, fused, self._linear(fused_name, sum(widths), depth))
         if fused == "qkv" and self._storage.grouped:
             linear = linear.taken(_ungrouped(self._config))
         ends = np.cumsum(widths)
@@ -459,9 +459,9 @@ class Parameters:
         weight, checkpoint = linear.weight, self._checkpoint
         rank = checkpoint.shape(f"{inner}.weight")[0]
         low = dequantized(checkpoint.matrix(f"{inner}.weight", rank, weight.depth))
-        whole = dequantized(weight) + dequantized(checkpoint.matrix(f"{outer}.weight", weight.rows, rank)) @ low
+        merged = dequantized(weight) + dequantized(checkpoint.matrix(f"{outer}.weight", weight.rows, rank)) @ low
         kind, dtype = (weight.kind, weight.data.dtype) if weight.kind in FLOAT_KINDS else ("F32", np.float32)
-        return replace(linear, weight=Matrix(kind, whole.astype(dtype), weight.depth))
+        return replace(linear, weight=Matrix(kind, merged.astype(dtype), weight.depth))
 
     def _scaled(self, linear: Linear, role: str) -> Linear:
         """Return the weight multiplied by the factor of its role."""

@@ -66,17 +66,17 @@ def read_images(
         return None
     family = "qwen" if kind.startswith("qwen") else kind
     layout, resample, (mean, std) = _KINDS.get(family, _KINDS["idefics3"])
-    found = layout(values)
-    if found is None:
+    description = layout(values)
+    if description is None:
         return None
     if kind == "gemma3":
         if frame is None:
             return None
-        found |= {"place": frame[0], "before": f"\n\n{frame[0]}", "after": f"{frame[1]}\n\n"}
+        description |= {"place": frame[0], "before": f"\n\n{frame[0]}", "after": f"{frame[1]}\n\n"}
     return _made(
         ImagePreparation,
         folder,
-        **found,
+        **description,
         text=text,
         rows=rows,
         scale=values.get("rescale_factor", 1 / 255),
@@ -160,11 +160,11 @@ def _settings(folder: Path, part: str) -> dict[str, Any] | None:
     for name in _FILES:
         if (folder / name).exists():
             values = read_json(folder / name)
-            found = values.get(part, values)
-            if not isinstance(found, dict):
+            section = values.get(part, values)
+            if not isinstance(section, dict):
                 raise InvalidModelError(f"{folder / name}: {part!r} is not an object")
-            if found is not values or name == _FILES[0]:
-                return found
+            if section is not values or name == _FILES[0]:
+                return section
     return None
 
 

@@ -87,9 +87,9 @@ class Products:
         """Like `products`, as columns of matrices (n, ...), without splitting them."""
         results: list[Columns] = []
         for run in stacked(parts):
-            whole = self.product(x, joined(run))
-            shape = list(whole.ty.shape.values)
-            rows = self._builder.emit(R.reshape(whole, (shape[-2], shape[-1])))
+            product = self.product(x, joined(run))
+            shape = list(product.ty.shape.values)
+            rows = self._builder.emit(R.reshape(product, (shape[-2], shape[-1])))
             ends = np.cumsum([0, *(part.weight.rows for part in run)])
             results += [Columns(rows, int(end)) for end in ends[:-1]]
         return results
@@ -99,9 +99,9 @@ class Products:
         them."""
         results: list[Expr] = []
         for run in stacked(parts):
-            whole = self.product(x, joined(run))
+            product = self.product(x, joined(run))
             ends = [int(end) for end in np.cumsum([0, *(part.weight.rows // size for part in run)])]
-            shaped = self._builder.emit(R.reshape(whole, (*list(whole.ty.shape)[:-1], ends[-1], size)))
+            shaped = self._builder.emit(R.reshape(product, (*list(product.ty.shape)[:-1], ends[-1], size)))
             results += (
                 [
                     self._builder.emit(R.strided_slice(shaped, axes=[2], begin=[first], end=[end], assume_inbound=True))
@@ -138,12 +138,12 @@ class Products:
             columns = sum(part.rows for part in run)
             activations = self._options.activations
             slots = x if of_slots else expert_rows(self._builder, x, routing, weight, activations)
-            found = expert_product(self._builder, slots, weight, columns, routing.experts, activations)
+            product = expert_product(self._builder, slots, weight, columns, routing.experts, activations)
             biases = [part.biases for part in run if part.biases is not None]
             if biases:
                 rows = R.take(as_constant(np.concatenate(biases, axis=1)), routing.experts, axis=0)
-                found = self._builder.emit(R.add(found, self._builder.emit(rows)))
-            results += self._split(found, [part.rows for part in run])
+                product = self._builder.emit(R.add(product, self._builder.emit(rows)))
+            results += self._split(product, [part.rows for part in run])
         return results
 
     def of_heads(self, x: Expr, heads: Experts) -> Expr:
@@ -152,9 +152,9 @@ class Products:
         by_head = emit(R.reshape(emit(R.permute_dims(x, [2, 0, 1, 3])), (count * length, depth)))
         weight = packed_experts([heads], self._options.precision, self._room.empty)
         numbers = self._builder.emit_te(_heads_of_slots, x, primfunc_name_hint="heads_of_slots")
-        found = expert_product(self._builder, by_head, weight, heads.rows, numbers, self._options.activations)
-        found = emit(R.permute_dims(emit(R.reshape(found, (count, 1, length, heads.rows))), [1, 2, 0, 3]))
-        return found if heads.biases is None else emit(R.add(found, as_constant(heads.biases)))
+        product = expert_product(self._builder, by_head, weight, heads.rows, numbers, self._options.activations)
+        product = emit(R.permute_dims(emit(R.reshape(product, (count, 1, length, heads.rows))), [1, 2, 0, 3]))
+        return product if heads.biases is None else emit(R.add(product, as_constant(heads.biases)))
 
     def exact(self, x: Expr, linear: Linear) -> Expr:
         """Like `product`, with weights kept in their stored precision."""
@@ -166,12 +166,12 @@ class Products:
         """Look up rows of a table in its stored precision."""
         return block_rows(self._builder, rows, packed(table, None))
 
-    def _split(self, whole: Expr, widths: list[int]) -> list[Expr]:
+    def _split(self, product: Expr, widths: list[int]) -> list[Expr]:
         """Split a matmul's result along its last axis."""
         if len(widths) == 1:
-            return [whole]
+            return [product]
         ends = [int(end) for end in np.cumsum(widths)[:-1]]
-        split = self._builder.emit(R.split(whole, ends, axis=-1))
+        split = self._builder.emit(R.split(product, ends, axis=-1))
         return [self._builder.emit(relax.TupleGetItem(split, index)) for index in range(len(widths))]
 
     def table(self, embedding: Matrix) -> BlockWeight:

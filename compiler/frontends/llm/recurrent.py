@@ -91,7 +91,7 @@ class _Recurrent:
         weight, bias = self._model.parameters.convolution(
             self._index, self.convolution_role, channels, self._config.taps
         )
-        given = Convolution(
+        convolution = Convolution(
             x=x,
             weight=as_constant(weight),
             bias=as_constant(bias),
@@ -99,8 +99,8 @@ class _Recurrent:
             sequences=self._sequences,
             **options,
         )
-        found, self._new[0] = causal_convolution(self._model.builder, given)
-        return found
+        result, self._new[0] = causal_convolution(self._model.builder, convolution)
+        return result
 
     def _columns(self, x: Expr, roles: Sequence[tuple[str, int]]) -> list[Columns]:
         """Matmuls of x with the weights of several roles, given the number of outputs of each."""
@@ -155,11 +155,11 @@ class _StateSpace(_Recurrent):
     def _of_channels(self, x: Expr) -> Expr:
         """Mamba."""
         config, parameters = self._config, self._model.parameters
-        [whole] = self._columns(x, [("ssm_in", 2 * config.inner)])
-        convolved = self._convolved(whole, config.inner, activated=True)
+        [projected] = self._columns(x, [("ssm_in", 2 * config.inner)])
+        convolved = self._convolved(projected, config.inner, activated=True)
         step, write, read = self._selected(convolved)
         decay = parameters.decay(self._index, "ssm_decay", (config.inner, config.sizes))
-        given = Scan(
+        scan = Scan(
             x=Columns(convolved),
             step=Columns(step),
             bias=None,
@@ -168,11 +168,11 @@ class _StateSpace(_Recurrent):
             read=read,
             skip=self._array("ssm_skip", (config.inner,)),
             state=self._old[1],
-            gate=Columns(whole.data, config.inner),
+            gate=Columns(projected.data, config.inner),
             sequences=self._sequences,
         )
-        found, self._new[1] = selective_scan(self._model.builder, given)
-        return self._batch(found)
+        scanned, self._new[1] = selective_scan(self._model.builder, scan)
+        return self._batch(scanned)
 
     def _selected(self, convolved: Expr) -> tuple[Expr, Columns, Columns]:
         """Return the steps (n, inner), and the write and read projections."""
@@ -198,41 +198,41 @@ class _StateSpace(_Recurrent):
 
     def _of_heads(self, x: Expr) -> Expr:
         """Mamba-2."""
-        config, parameters, each = self._config, self._model.parameters, self._config.block
-        [whole] = self._columns(x, [("ssm_in", config.inner + config.convolved + config.heads)])
-        convolved = self._convolved(Columns(whole.data, config.inner), config.convolved, activated=True)
+        config, parameters, head_size = self._config, self._model.parameters, self._config.block
+        [projected] = self._columns(x, [("ssm_in", config.inner + config.convolved + config.heads)])
+        convolved = self._convolved(Columns(projected.data, config.inner), config.convolved, activated=True)
         shared = config.groups * config.sizes
-        skip = np.repeat(parameters.array(self._index, "ssm_skip", (config.heads,)), each)
-        given = Scan(
+        skip = np.repeat(parameters.array(self._index, "ssm_skip", (config.heads,)), head_size)
+        scan = Scan(
             x=Columns(convolved),
-            step=Columns(whole.data, config.inner + config.convolved),
+            step=Columns(projected.data, config.inner + config.convolved),
             bias=self._array("ssm_step_bias", (config.heads,)),
             decay=as_constant(parameters.decay(self._index, "ssm_decay", (config.heads,))),
             write=Columns(convolved, config.inner),
             read=Columns(convolved, config.inner + shared),
             skip=as_constant(skip),
             state=self._old[1],
-            gate=None if config.norm == "before" else whole,
+            gate=None if config.norm == "before" else projected,
             limits=config.limits,
             per_block=True,
             groups=config.groups,
             sequences=self._sequences,
         )
-        found, self._new[1] = selective_scan(self._model.builder, given)
+        scanned, self._new[1] = selective_scan(self._model.builder, scan)
         if config.norm != "none":
-            found = self._group_norm(found)
+            scanned = self._group_norm(scanned)
         if config.norm == "before":
-            gate = self._emit(R.nn.silu(self._slice(whole, config.inner)))
-            found = self._emit(R.multiply(found, gate))
-        return self._batch(found)
+            gate = self._emit(R.nn.silu(self._slice(projected, config.inner)))
+            scanned = self._emit(R.multiply(scanned, gate))
+        return self._batch(scanned)
 
     def _group_norm(self, x: Expr) -> Expr:
         """Normalize by the root mean square over the channels of each group."""
         config, length = self._config, self._model.length
-        each = config.inner // config.groups
+        group_size = config.inner // config.groups
         weight = self._model.parameters.weights(self._index, "ssm_norm", (config.inner,))
-        parts = self._emit(R.reshape(x, (length, config.groups, each)))
-        ones = as_constant(np.ones(each, np.float32))
+        parts = self._emit(R.reshape(x, (length, config.groups, group_size)))
+        ones = as_constant(np.ones(group_size, np.float32))
         normalized = self._emit(R.nn.rms_norm(parts, ones, [-1], self._model.config.epsilon))
         whole = self._emit(R.reshape(normalized, (length, config.inner)))
         return self._emit(R.multiply(whole, as_constant(weight)))
@@ -252,17 +252,17 @@ class _GatedRecurrence(_Recurrent):
         gate, rate = (self._gate(blocks, role, size) for role in ("unit_input", "unit_rate"))
         stored = self._model.parameters.array(self._index, "unit_decay", (width,)).astype(np.float64)
         decay = (_RATE * np.logaddexp(0, stored)).astype(np.float32)[None]
-        given = emit(R.multiply(emit(R.multiply(convolved, gate)), self._share_of_inputs(rate, decay)))
-        one = Columns(emit(R.full((self._model.length, 1), number(1.0), "float32")))
-        found, self._new[1] = selective_scan(
+        gated = emit(R.multiply(emit(R.multiply(convolved, gate)), self._share_of_inputs(rate, decay)))
+        unit_step = Columns(emit(R.full((self._model.length, 1), number(1.0), "float32")))
+        scanned, self._new[1] = selective_scan(
             self._model.builder,
             Scan(
-                x=Columns(given),
+                x=Columns(gated),
                 step=Columns(rate),
                 bias=None,
                 decay=as_constant(decay),
-                write=one,
-                read=one,
+                write=unit_step,
+                read=unit_step,
                 skip=as_constant(np.zeros(width, np.float32)),
                 state=self._old[1],
                 scaled=False,
@@ -270,7 +270,7 @@ class _GatedRecurrence(_Recurrent):
             ),
         )
         opened = self._model.activated(self._index, self._slice(outer, width))
-        return self._batch(emit(R.multiply(found, opened)))
+        return self._batch(emit(R.multiply(scanned, opened)))
 
     def _gate(self, blocks: Expr, role: str, size: int) -> Expr:
         """(n, width) of blocks (1, n, heads, size)"""
@@ -306,12 +306,12 @@ class _LightningAttention(_Recurrent):
         config, emit, model = self._config, self._emit, self._model
         width, hidden = config.heads * config.size, model.config.hidden
         rows = np.arange(3 * width).reshape(config.heads, 3, config.size).swapaxes(0, 1).reshape(-1)
-        whole = model.parameters.linear(self._index, "lightning_qkv", 3 * width, hidden).taken(rows)
+        qkv = model.parameters.linear(self._index, "lightning_qkv", 3 * width, hidden).taken(rows)
         gate = model.parameters.linear(self._index, "lightning_gate", width, hidden)
-        both, gates = model.products.columns(x, [whole, gate])
+        both, gates = model.products.columns(x, [qkv, gate])
         opened = emit(R.nn.silu(self._slice(both, 3 * width)))
         decay = np.array(config.decays(self._index, len(model.config.layers)), np.float32)
-        given = Scan(
+        scan = Scan(
             x=Columns(opened, 2 * width),
             step=Columns(emit(R.full((model.length, config.heads), number(1.0), "float32"))),
             bias=None,
@@ -325,9 +325,9 @@ class _LightningAttention(_Recurrent):
             scaled=False,
             sequences=self._sequences,
         )
-        found, self._new[0] = selective_scan(model.builder, given)
+        scanned, self._new[0] = selective_scan(model.builder, scan)
         weight = as_constant(model.parameters.weights(self._index, "lightning_norm", (width,)))
-        normed = emit(R.nn.rms_norm(found, weight, [-1], _LIGHTNING_EPSILON))
+        normed = emit(R.nn.rms_norm(scanned, weight, [-1], _LIGHTNING_EPSILON))
         return self._batch(emit(R.multiply(normed, emit(R.sigmoid(self._slice(gates, width))))))
 
 
@@ -340,7 +340,7 @@ class _GatedDelta(_Recurrent):
         config, parameters, length = self._config, self._model.parameters, self._model.length
         whole, gate, rate, step = self._projected(x)
         convolved = self._convolved(whole, config.convolved, activated=True)
-        given = DeltaRule(
+        rule = DeltaRule(
             query=Columns(convolved),
             key=Columns(convolved, config.keys),
             value=Columns(convolved, 2 * config.keys),
@@ -354,9 +354,9 @@ class _GatedDelta(_Recurrent):
             rate_scale=config.rate_scale,
             sequences=self._sequences,
         )
-        found, self._new[1] = gated_delta_rule(self._model.builder, given)
+        output, self._new[1] = gated_delta_rule(self._model.builder, rule)
         weight = parameters.weights(self._index, "delta_norm", (config.value_size,))
-        heads = self._emit(R.reshape(found, (length, config.heads, config.value_size)))
+        heads = self._emit(R.reshape(output, (length, config.heads, config.value_size)))
         epsilon = self._model.config.epsilon if config.epsilon is None else config.epsilon
         normed = self._emit(R.nn.rms_norm(heads, as_constant(weight), [-1], epsilon))
         flat = self._emit(R.reshape(normed, (length, config.values)))
@@ -373,13 +373,13 @@ class _GatedDelta(_Recurrent):
         inner = [("delta_rate", config.heads), ("delta_step_low", size), ("delta_gate_low", size)]
         parameters, hidden = self._model.parameters, self._model.config.hidden
         linears = [self._whole(), *(parameters.linear(self._index, role, width, hidden) for role, width in inner)]
-        whole, rate, *low = products.columns(x, linears)
+        qkv, rate, *low = products.columns(x, linears)
         outer = [("delta_step", config.steps), ("delta_gate", config.values)]
         [step], [gate] = (
             products.columns(self._batch(self._slice(each, size)), [parameters.linear(self._index, role, width, size)])
             for each, (role, width) in zip(low, outer, strict=True)
         )
-        return [whole, gate, rate, step]
+        return [qkv, gate, rate, step]
 
     def _whole(self) -> Linear:
         """Return the matmul of queries, keys and values, whose weights are three tensors."""
@@ -390,25 +390,25 @@ class _GatedDelta(_Recurrent):
     def _parts(self) -> list[Linear]:
         """Return the matmuls of queries, keys and values; gates; rates; steps."""
         config, parameters, hidden = self._config, self._model.parameters, self._model.config.hidden
-        each = config.heads // config.key_heads
+        values_per_key = config.heads // config.key_heads
 
         def linear(role: str, width: int) -> Linear:
             return parameters.linear(self._index, f"delta_{role}", width, hidden)
 
         if config.layout in ("separate", "parts"):
             widths = {"gate": config.values, "rate": config.heads, "step": config.heads}
-            whole = linear("qkv", config.convolved) if config.layout == "separate" else self._whole()
-            return [whole, *(linear(role, width) for role, width in widths.items())]
+            qkv = linear("qkv", config.convolved) if config.layout == "separate" else self._whole()
+            return [qkv, *(linear(role, width) for role, width in widths.items())]
         rates = linear("rates", 2 * config.heads)
-        heads = np.arange(2 * config.heads).reshape(config.key_heads, 2, each)
+        heads = np.arange(2 * config.heads).reshape(config.key_heads, 2, values_per_key)
         rate, step = (rates.taken(heads[:, part].reshape(-1)) for part in range(2))
         if config.layout == "mixed":
             return [linear("qkv", config.convolved), linear("gate", config.values), rate, step]
-        whole = linear("joined", config.convolved + config.values)
+        qkv = linear("joined", config.convolved + config.values)
         rows = np.arange(config.convolved + config.values).reshape(config.key_heads, -1)
-        ends = np.cumsum([config.key_size, config.key_size, each * config.value_size])
+        ends = np.cumsum([config.key_size, config.key_size, values_per_key * config.value_size])
         query, key, value, gate = (part.reshape(-1) for part in np.split(rows, ends, axis=1))
-        return [whole.taken(np.concatenate([query, key, value])), whole.taken(gate), rate, step]
+        return [qkv.taken(np.concatenate([query, key, value])), qkv.taken(gate), rate, step]
 
 
 class _MatrixMemory(_Recurrent):
@@ -434,14 +434,14 @@ class _MatrixMemory(_Recurrent):
         scaled = emit(R.multiply(self._slice(query, keys), number(config.key_size**-0.5)))
         shape = (model.length, config.heads, config.value_size)
         columns = emit(R.expand_dims(write, 2))
-        given = emit(R.multiply(emit(R.reshape(self._slice(value, values), shape)), columns))
-        given = emit(R.reshape(given, (model.length, values)))
-        found = self._scanned(0, given, step, key, scaled)
+        weighted_values = emit(R.multiply(emit(R.reshape(self._slice(value, values), shape)), columns))
+        weighted_values = emit(R.reshape(weighted_values, (model.length, values)))
+        scanned = self._scanned(0, weighted_values, step, key, scaled)
         total = emit(R.maximum(emit(R.abs(self._scanned(1, write, step, key, scaled))), number(1.0)))
         logs = emit(R.negative(step))
         largest, self._new[2] = decayed_maximum(model.builder, opening, logs, self._old[2], self._sequences)
         total = emit(R.add(total, emit(R.multiply(emit(R.exp(largest)), number(_MEMORY_EPSILON)))))
-        heads = emit(R.divide(emit(R.reshape(found, shape)), emit(R.expand_dims(total, 2))))
+        heads = emit(R.divide(emit(R.reshape(scanned, shape)), emit(R.expand_dims(total, 2))))
         norm = model.parameters.norm(self._index, "memory_norm", values)
         assert norm.weight is not None
         ones, zeros = (as_constant(make(config.value_size, np.float32)) for make in (np.ones, np.zeros))
@@ -451,17 +451,17 @@ class _MatrixMemory(_Recurrent):
             normed = emit(R.add(normed, as_constant(norm.bias)))
         return self._batch(emit(R.multiply(normed, emit(R.sigmoid(self._slice(gate, values))))))
 
-    def _scanned(self, state: int, given: Expr, step: Expr, write: Columns, read: Expr) -> Expr:
+    def _scanned(self, state: int, values: Expr, step: Expr, write: Columns, read: Expr) -> Expr:
         """Scan one of the states."""
         heads = self._config.heads
         scan = Scan(
-            x=Columns(given),
+            x=Columns(values),
             step=Columns(step),
             bias=None,
             decay=as_constant(np.full(heads, -1.0, np.float32)),
             write=write,
             read=Columns(read),
-            skip=as_constant(np.zeros(int(given.ty.shape.values[-1]), np.float32)),
+            skip=as_constant(np.zeros(int(values.ty.shape.values[-1]), np.float32)),
             state=self._old[state],
             per_block=True,
             groups=heads,
@@ -488,7 +488,7 @@ class TimeMixer(_Recurrent):
             model.parameters.norm(self._index, "mix_norm", width) if model.has_norm(self._index, "mix_norm") else None
         )
         scale, bias = (None, None) if norm is None else (norm.weight, norm.bias)
-        given = TimeMix(
+        mix = TimeMix(
             query=self._projected(query, "query"),
             key=self._projected(key, "key"),
             value=Columns(values),
@@ -503,8 +503,8 @@ class TimeMixer(_Recurrent):
             key_epsilon=config.key_epsilon,
             sequences=self._sequences,
         )
-        found, self._new[1] = time_mix(model.builder, given)
-        return self._batch(found)
+        output, self._new[1] = time_mix(model.builder, mix)
+        return self._batch(output)
 
     def channels(self, x: Expr) -> Expr:
         """Token shift of the MLP's normalized input (1, n, hidden)."""
@@ -514,15 +514,15 @@ class TimeMixer(_Recurrent):
     def _shift(self, x: Expr, state: int, weight: np.ndarray) -> Expr:
         """Weighted sum (n, width) of the previous and the current token, with weights (2, width)."""
         zeros = as_constant(np.zeros(weight.shape[1], np.float32))
-        given = Convolution(
+        convolution = Convolution(
             x=Columns(self._rows(x)),
             weight=as_constant(weight.astype(np.float32)),
             bias=zeros,
             window=self._old[state],
             sequences=self._sequences,
         )
-        found, self._new[state] = causal_convolution(self._model.builder, given)
-        return found
+        shifted, self._new[state] = causal_convolution(self._model.builder, convolution)
+        return shifted
 
     def _shifted(self, x: Expr) -> list[Expr | None]:
         """Inputs of the projections of queries, decays, keys, values, rates and gates, the last None without gates."""

@@ -171,10 +171,10 @@ def _longrope(settings: RopeSettings) -> Rope:
     original = settings.original
     divisors = []
     for key in ("short_factor", "long_factor"):
-        given = settings.scaling.get(key)
-        if not isinstance(given, list | tuple) or len(given) != settings.size // 2:
+        factors = settings.scaling.get(key)
+        if not isinstance(factors, list | tuple) or len(factors) != settings.size // 2:
             raise InvalidModelError(f"the rope scaling's {key!r} must be {settings.size // 2} numbers")
-        divisors.append(np.asarray(given, np.float32))
+        divisors.append(np.asarray(factors, np.float32))
     exponents = np.arange(0, settings.size, 2).astype(np.float32) / np.float32(settings.size)
     powers = np.float32(settings.base) ** exponents
     short, long = (np.float32(1.0) / (each * powers) for each in divisors)

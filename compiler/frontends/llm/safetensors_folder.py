@@ -94,11 +94,11 @@ class SafetensorsFolder:
         self.origin = str(folder)
         self._entries: dict[str, _Entry] = {}
         for path, names in _files(folder, single).items():
-            found = _pickled(path) if path.suffix == ".bin" else _header(path)
-            missing = sorted(set(names or ()) - set(found))
+            entries = _pickled(path) if path.suffix == ".bin" else _header(path)
+            missing = sorted(set(names or ()) - set(entries))
             if missing:
                 raise InvalidModelError(f"{path} lacks the tensor {missing[0]!r} that the folder's index names")
-            self._entries.update(found)
+            self._entries.update(entries)
 
     @property
     def is_safetensors(self) -> bool:
@@ -209,13 +209,13 @@ def _header(path: Path) -> dict[str, _Entry]:
     try:
         header = json.loads(text)
         header.pop("__metadata__", None)
-        found = {name: _Entry.of(path, each, 8 + length) for name, each in header.items()}
+        entries = {name: _Entry.of(path, each, 8 + length) for name, each in header.items()}
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise InvalidModelError(f"{path} is truncated or not a safetensors file", "download it again") from error
-    for name, entry in found.items():
+    for name, entry in entries.items():
         if not entry.fits(8 + length, size):
             raise InvalidModelError(f"{path} is truncated or damaged at tensor {name!r}", "download it again")
-    return found
+    return entries
 
 
 def _pickled(path: Path) -> dict[str, _Entry]:
@@ -232,15 +232,15 @@ def _pickled(path: Path) -> dict[str, _Entry]:
             'write safetensors: python -c "from transformers import AutoModelForCausalLM as M; '
             f"M.from_pretrained('{path.parent}').save_pretrained('FOLDER')\"",
         ) from error
-    found = {}
+    entries = {}
     for name, (dtype, shape, first, start, end) in tensors.items():
         entry = _Entry(path, dtype, shape, 0, 0)
         width = entry.numpy.itemsize if entry.numpy is not None else 0
         begin = start + first * width
-        found[name] = replace(entry, start=begin, end=begin + math.prod(shape) * width)
-        if not found[name].fits(start, end):
+        entries[name] = replace(entry, start=begin, end=begin + math.prod(shape) * width)
+        if not entries[name].fits(start, end):
             raise InvalidModelError(f"{path} is truncated or damaged at tensor {name!r}", "download it again")
-    return found
+    return entries
 
 
 def _check_is_file(path: Path) -> None:
@@ -264,9 +264,9 @@ def read_json(path: Path) -> dict[str, Any]:
         InvalidModelError: it is not JSON, or not an object.
     """
     try:
-        found = json.loads(read_bytes(path))
+        value = json.loads(read_bytes(path))
     except (ValueError, RecursionError) as error:
         raise InvalidModelError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(found, dict):
+    if not isinstance(value, dict):
         raise InvalidModelError(f"{path} is not a JSON object")
-    return found
+    return value

@@ -61,14 +61,14 @@ class SelfAttention:
         shape: tuple[Index, ...] = (1, length, heads.queries)
         if linears[3].weight.rows == heads.queries:
             *parts, gates = model.products.heads(x, linears, heads.size)
-            found = self._attended(*parts)
+            attended = self._attended(*parts)
         else:
-            found = self._attended(*model.products.heads(x, linears[:3], heads.size))
-            found = emit(R.reshape(found, (1, length, heads.count, heads.size)))
+            attended = self._attended(*model.products.heads(x, linears[:3], heads.size))
+            attended = emit(R.reshape(attended, (1, length, heads.count, heads.size)))
             gates, shape = model.products.product(x, linears[3]), (1, length, heads.count, 1)
         gates = emit(R.reshape(gates, shape))
         opened = emit(R.sigmoid(gates)) if model.config.attention_gate == "sigmoid" else model.softplus(gates)
-        gated = emit(R.multiply(found, opened))
+        gated = emit(R.multiply(attended, opened))
         return emit(R.reshape(gated, (1, length, heads.queries)))
 
     def _attended(self, query: Expr, key: Expr | None = None, value: Expr | None = None) -> Expr:

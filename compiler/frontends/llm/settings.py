@@ -99,11 +99,11 @@ class Settings:
         """Return a list with a size for each layer, or None if there is none."""
         if not isinstance(self.get(key), list):
             return None
-        found = self.each_layer(key, count) or []
-        for value in found:
+        sizes = self.each_layer(key, count) or []
+        for value in sizes:
             if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_SIZE:
                 raise self._wrong(key, value, "a size")
-        return found
+        return sizes
 
     def _wrong(self, key: str, value: object, wanted: str) -> InvalidModelError:
         what = "is missing" if value is None else f"is {str(value)[:80]!r}, not {wanted}"

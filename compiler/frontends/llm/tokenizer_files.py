@@ -126,9 +126,9 @@ def _chat_templates(folder: Path, settings: dict[str, Any]) -> dict[str, str]:
     separate file)."""
     files = {path.stem: path for path in (folder / "additional_chat_templates").glob("*.jinja")}
     files["default"] = folder / "chat_template.jinja"
-    found = {name: _text(path) for name, path in files.items() if path.exists()}
-    if found:
-        return found
+    templates = {name: _text(path) for name, path in files.items() if path.exists()}
+    if templates:
+        return templates
     template = settings.get("chat_template") or _optional_json(folder / "chat_template.json").get("chat_template")
     listed = template if isinstance(template, list) else [{"name": "default", "template": template}]
     named = [(each.get("name"), each.get("template")) for each in listed if isinstance(each, dict)]

@@ -165,16 +165,16 @@ def check_pieces(tokens: Sequence[str], origin: str) -> None:
 def scored_merges(tokens: Sequence[str], scores: Sequence[float], kinds: Sequence[int]) -> list[list[str]]:
     """Return all ways to merge two pieces into one, best pieces first."""
     ids = {text: index for index, text in enumerate(tokens)}
-    found = []
+    merges = []
     for text, score, kind in zip(tokens, scores, kinds, strict=True):
         if kind not in (NORMAL, USER, UNUSED):
             continue
         pairs = [(text[:end], text[end:]) for end in range(1, len(text))]
         local = [(left, right) for left, right in pairs if left in ids and right in ids]
         local.sort(key=lambda pair: (ids[pair[0]], ids[pair[1]]))
-        found += [(score, pair) for pair in local]
-    found.sort(key=lambda entry: -entry[0])
-    return [list(pair) for _, pair in found]
+        merges += [(score, pair) for pair in local]
+    merges.sort(key=lambda entry: -entry[0])
+    return [list(pair) for _, pair in merges]
 
 
 def _begin_with(text: str, index: int) -> dict[str, Any]:

@@ -58,12 +58,12 @@ def stored_tensors(file: BinaryIO) -> dict[str, StoredTensor]:
             start = entry.header_offset + _LOCAL_HEADER + names
             return start, start + entry.file_size
 
-        found = _Program(io.BytesIO(archive.read(program)), range_of).load()
-    if not isinstance(found, Mapping) or not all(
-        isinstance(name, str) and isinstance(each, StoredTensor) for name, each in found.items()
+        tensors = _Program(io.BytesIO(archive.read(program)), range_of).load()
+    if not isinstance(tensors, Mapping) or not all(
+        isinstance(name, str) and isinstance(each, StoredTensor) for name, each in tensors.items()
     ):
         raise ValueError("it holds more than tensors by name")
-    return dict(found)
+    return dict(tensors)
 
 
 class _Table(dict[Any, Any]):

@@ -245,7 +245,7 @@ def _with_cache(model: Any, capacity: int, *, all_logits: bool, masked: bool) ->
         if hasattr(part, _SLICING):
             setattr(part, _SLICING, _unsliced)
     cache = _static_cache(model, capacity)
-    kept = [layer for layer in cache.layers if type(layer).__name__ != _SHARED_LAYER]
+    cached_layers = [layer for layer in cache.layers if type(layer).__name__ != _SHARED_LAYER]
     cache_name = cache_argument(model)
 
     class Decoder(torch.nn.Module):
@@ -254,10 +254,10 @@ def _with_cache(model: Any, capacity: int, *, all_logits: bool, masked: bool) ->
         def __init__(self) -> None:
             super().__init__()
             self.model = model
-            register_caches(self, kept)
+            register_caches(self, cached_layers)
 
         def forward(self, tokens: Any, position: Any) -> dict[str, Any]:
-            read_caches(self, kept, position)
+            read_caches(self, cached_layers, position)
             call: dict[str, Any] = {cache_name: cache}
             if masked:
                 call[_MASK] = torch.ones((1, capacity), dtype=torch.int64)
@@ -278,13 +278,13 @@ def _check_cache(folder: Path, module: Any, vocabulary: int) -> None:
     first, count = _CHECKED_TOKENS
     tokens = torch.arange(1, count + 1)[None] % vocabulary
     with torch.no_grad():
-        wanted = module.model(input_ids=tokens, use_cache=False).logits[0, -1].float()
+        expected = module.model(input_ids=tokens, use_cache=False).logits[0, -1].float()
         module(tokens[:, :first], torch.tensor(0))
-        found = module(tokens[:, first:], torch.tensor(first))[LOGITS][0, -1]
+        actual = module(tokens[:, first:], torch.tensor(first))[LOGITS][0, -1]
         for name, buffer in module.named_buffers(recurse=False):
             if name.startswith(_CACHES):
                 buffer.zero_()
-    error = float((found - wanted).abs().max() / wanted.abs().max())
+    error = float((actual - expected).abs().max() / expected.abs().max())
     if not error <= _CHECK_TOLERANCE:  # NaN included
         raise UnsupportedModelError(
             [

@@ -103,16 +103,18 @@ def _with_cross_attention(model: Any) -> CapturedPair:
     import torch
 
     config, kind = model.config, str(model.config.model_type)
-    given, dynamic = _read_once(model)
+    inputs, dynamic = _read_once(model)
     cache_name = cache_argument(model.get_decoder())
     encoder = _cross_encoder(model, cache_name)
-    found = encoder(**given)
+    cross = encoder(**inputs)
     context = context_of(config, "max_target_positions")
-    own = _own_layers(model, cache_name, len(found) // 2, context)
+    self_cache = _own_layers(model, cache_name, len(cross) // 2, context)
     rows = {2: torch.export.Dim(_ROWS, min=1)} if dynamic else {}
-    decoder = _captured(_cross_decoder(model, own), tuple(found.values()), (tuple(rows for _ in found),), context)
+    decoder = _captured(
+        _cross_decoder(model, self_cache), tuple(cross.values()), (tuple(rows for _ in cross),), context
+    )
     return CapturedPair(
-        _import(encoder, tuple(given.values()), tuple(dynamic.values())),
+        _import(encoder, tuple(inputs.values()), tuple(dynamic.values())),
         _described(decoder, kind, context, config),
         spectrogram=(int(config.num_mel_bins), 2 * int(config.max_source_positions)) if kind == "whisper" else None,
     )
@@ -149,27 +151,27 @@ def _cross_encoder(model: Any, cache_name: str) -> Any:
     return TextEncoder() if model.main_input_name == "input_ids" else SpeechEncoder()
 
 
-def _cross_decoder(model: Any, own: Any) -> Any:
+def _cross_decoder(model: Any, self_cache: Any) -> Any:
     """Return the decoder over the cache `own` and the encoder's keys and values; writes to its buffers."""
     import torch
     from transformers.cache_utils import DynamicCache, EncoderDecoderCache
     from transformers.modeling_outputs import BaseModelOutput
 
-    count, hidden_size = len(own.layers), _width(model)
+    count, hidden_size = len(self_cache.layers), _width(model)
     cache_name = cache_argument(model)
 
     class Decoder(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.model = model
-            register_caches(self, own.layers)
+            register_caches(self, self_cache.layers)
 
         def forward(self, tokens: Any, position: Any, *cross: Any) -> dict[str, Any]:
-            read_caches(self, own.layers, position)
-            others = DynamicCache()
+            read_caches(self, self_cache.layers, position)
+            cross_cache = DynamicCache()
             for index in range(count):
-                others.update(cross[2 * index], cross[2 * index + 1], index)
-            cache = EncoderDecoderCache(own, others)
+                cross_cache.update(cross[2 * index], cross[2 * index + 1], index)
+            cache = EncoderDecoderCache(self_cache, cross_cache)
             cache.is_updated = dict.fromkeys(range(count), True)
             unread = BaseModelOutput(last_hidden_state=torch.zeros((1, 1, hidden_size), dtype=model.dtype))
             named = {cache_name: cache}
@@ -230,22 +232,22 @@ def _with_media(folder: Path, model: Any) -> CapturedPair:
             f"{folder}: models of type {kind!r} are not supported",
             f"of images or sounds and text: {', '.join(media.MEDIA_MODELS)}",
         )
-    found = media.MEDIA_MODELS[kind]
-    encoder = found.reads(model, found.rows)
-    given, sizes = encoder.example()
-    outputs = encoder(**given)
+    media_model = media.MEDIA_MODELS[kind]
+    encoder = media_model.reads(model, media_model.rows)
+    inputs, sizes = encoder.example()
+    outputs = encoder(**inputs)
     text = config.get_text_config()
     context = context_of(text, "max_position_embeddings")
-    decoder = media.MediaDecoder(model, found, _text_cache(getattr(model.model, found.text), context))
-    taken = [outputs[name] for name in (media.FEATURES, media.SHIFTS, media.DEEP) if name in outputs]
+    decoder = media.MediaDecoder(model, media_model, _text_cache(getattr(model.model, media_model.text), context))
+    features = [outputs[name] for name in (media.FEATURES, media.SHIFTS, media.DEEP) if name in outputs]
     rows = {0: torch.export.Dim(_ROWS, min=1)}
-    captured = _captured(decoder, (torch.tensor(0), *taken), (None, *(rows for _ in taken)), context)
+    captured = _captured(decoder, (torch.tensor(0), *features), (None, *(rows for _ in features)), context)
     first, last = (getattr(config, f"{each}_token_index", None) for each in ("boi", "eoi"))
-    spectrogram = given[_SPECTROGRAM].shape if _SPECTROGRAM in given else None
+    spectrogram = inputs[_SPECTROGRAM].shape if _SPECTROGRAM in inputs else None
     return CapturedPair(
-        _import(encoder, tuple(given.values()), tuple(sizes.values())),
+        _import(encoder, tuple(inputs.values()), tuple(sizes.values())),
         _described(captured, kind, context, text),
-        int(getattr(config, found.token)),
+        int(getattr(config, media_model.token)),
         rows=None if media.SHIFTS in outputs else outputs[media.FEATURES].shape[0] // media.EXAMPLES,
         frame=(first, last),
         spectrogram=None if spectrogram is None else (spectrogram[1], spectrogram[2]),

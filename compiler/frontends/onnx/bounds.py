@@ -35,10 +35,10 @@ def require_shape(context: NodeContext, shape: Sequence[Dim], expected: Sequence
     """Check that a shape is the expected one; `what` names the tensor in the message."""
     if len(shape) != len(expected):
         context.invalid(f"{what} has rank {len(shape)}, not {len(expected)}")
-    for size, wanted in zip(shape, expected, strict=True):
-        if is_number(size) and is_number(wanted) and size != wanted:
+    for size, expected_size in zip(shape, expected, strict=True):
+        if is_number(size) and is_number(expected_size) and size != expected_size:
             context.invalid(f"{what} has the shape {_text(shape)}, not {_text(expected)}")
-        require(context, size, "equal", wanted)
+        require(context, size, "equal", expected_size)
 
 
 def require_multiple(context: NodeContext, size: Dim, divisor: int) -> None:

@@ -90,15 +90,15 @@ def _matched(context: NodeContext, tensor: relax.Expr, shape: Sequence[Dim]) -> 
 def broadcast_to(context: NodeContext, tensor: relax.Expr, shape: Sequence[Dim]) -> relax.Expr:
     """Broadcast a tensor to `shape`, whose sizes are the tensor's own or replace a 1, possibly known only at run
     time."""
-    own = tensor_shape(tensor)
-    if len(own) == len(shape) and all(
-        context.arithmetic.equal_is_proved(a, b) for a, b in zip(own, shape, strict=True)
+    old_shape = tensor_shape(tensor)
+    if len(old_shape) == len(shape) and all(
+        context.arithmetic.equal_is_proved(a, b) for a, b in zip(old_shape, shape, strict=True)
     ):
         return tensor
-    tail = list(shape)[len(shape) - len(own) :]
+    tail = list(shape)[len(shape) - len(old_shape) :]
     if all(
         (isinstance(a, int) and a == 1) or context.arithmetic.equal_is_proved(a, b)
-        for a, b in zip(own, tail, strict=True)
+        for a, b in zip(old_shape, tail, strict=True)
     ):
         repeated = context.emit(R.broadcast_to(tensor, relax.ShapeExpr([expression(size) for size in shape])))
         return context.with_simple_sizes(repeated)

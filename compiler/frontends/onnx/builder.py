@@ -268,10 +268,10 @@ class Builder:
         known = self._names_of_sizes.get(key)
         if known is not None and self.size_is_visible(known):
             return known
-        before, self.sources = self.sources, self.sources_of_size(value) or frozenset()
+        outer_sources, self.sources = self.sources, self.sources_of_size(value) or frozenset()
         tensor = self.scalars_to_tensor([tirx.Cast("int64", value)], (1,), "int64")
         (size,) = self.shape_values(tensor, signed=not self.arithmetic.float_not_negative(value))
-        self._names_of_sizes[key], self.sources = size, before
+        self._names_of_sizes[key], self.sources = size, outer_sources
         return size
 
     def _clamped(self, tensor: relax.Expr) -> relax.Expr:

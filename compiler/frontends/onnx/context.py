@@ -143,9 +143,9 @@ class NodeContext:
 
         Raises InputValueRequiredError with the model inputs it depends on; refuses if no input's value would help.
         """
-        found = self.known(index)
-        if found is not None:
-            return found
+        array = self.known(index)
+        if array is not None:
+            return array
         value = self.tensor(index)
         reason = f"its input {self.input_label(index)} must be known when compiling"
         if isinstance(value, Symbolic):

@@ -74,7 +74,7 @@ def import_onnx(
     importer = Importer(model)
     pairs = named_pairs(graph, state)
     chosen = None if outputs is None else [*outputs, *(each for each in pairs.values() if each not in outputs)]
-    wanted = selected_outputs(
+    output_names = selected_outputs(
         chosen if state else outputs, [each.name for each in graph.output], _computed(model.nodes)
     )
     fixed = fixed_values(graph, model.initializers, constants)
@@ -83,13 +83,13 @@ def import_onnx(
     _know(importer, inputs, congruences or {})
     scope.values.update({item.spec.name: item.value for item in inputs})
     try:
-        mod, specs = _build(importer, scope, inputs, wanted)
+        mod, specs = _build(importer, scope, inputs, output_names)
     except (InvalidModelError, CompilationError) as error:
-        other = other_sizes(graph, shapes)
-        if other is None:
+        mismatch = other_sizes(graph, shapes)
+        if mismatch is None:
             raise
         raise InputError(
-            f"the model cannot take {other}: {error.message}",
+            f"the model cannot take {mismatch}: {error.message}",
             "give the declared sizes, or export the model with these dimensions dynamic",
         ) from error
     arrays = {name: value.array for name, value in fixed.items() if isinstance(value, Constant)}
@@ -121,20 +121,20 @@ def _computed(nodes: Sequence[onnx.NodeProto]) -> list[str]:
 
 
 def _build(
-    importer: Importer, scope: Scope, inputs: list[RuntimeInput], wanted: list[str]
+    importer: Importer, scope: Scope, inputs: list[RuntimeInput], output_names: list[str]
 ) -> tuple[tvm.IRModule, list[TensorSpec]]:
     block_builder = importer.builder.block_builder
     parameters = [item.variable for item in inputs]
     block_builder.begin_scope(parameters)
     block_builder._begin_binding_block()
     try:
-        nodes = live_nodes(importer.model.nodes, wanted)
-        scope.read = {*wanted}.union(*map(used_names, nodes))
+        nodes = live_nodes(importer.model.nodes, output_names)
+        scope.read = {*output_names}.union(*map(used_names, nodes))
         importer.import_nodes(nodes, scope)
-        outputs = _outputs(importer, scope, wanted)
+        outputs = _outputs(importer, scope, output_names)
         importer.raise_refusals()
-        if len(outputs) < len(wanted):
-            raise InternalError(f"the outputs {sorted(set(wanted) - outputs.keys())} were lost while importing")
+        if len(outputs) < len(output_names):
+            raise InternalError(f"the outputs {sorted(set(output_names) - outputs.keys())} were lost while importing")
         result = block_builder.emit(relax.Tuple([value.expr for value in outputs.values()]))
     finally:
         block = block_builder._end_block()
@@ -160,9 +160,9 @@ def _text(size: tvm.ir.Expr) -> str:
     return re.sub(r"T\.int64\((-?\d+)\)", r"\1", str(size))
 
 
-def _outputs(importer: Importer, scope: Scope, wanted: list[str]) -> dict[str, Runtime]:
+def _outputs(importer: Importer, scope: Scope, output_names: list[str]) -> dict[str, Runtime]:
     outputs: dict[str, Runtime] = {}
-    for name in wanted:
+    for name in output_names:
         value: Value | None = scope.lookup(name)
         if is_poisoned(value):
             continue
@@ -266,32 +266,32 @@ def state_specs(
 
     With `strict`, raises OptionError for a pair that is not a state.
     """
-    given = {spec.name: spec for spec in inputs}
+    by_name = {spec.name: spec for spec in inputs}
     results = {spec.name: spec for spec in outputs}
     states = []
     for name, output in pairs.items():
-        if name not in given or output not in results:  # fixed at compile time, or not selected
+        if name not in by_name or output not in results:  # fixed at compile time, or not selected
             continue
-        state = _state(given[name], results[output])
+        state = _state(by_name[name], results[output])
         if state is not None:
             states.append(state)
         elif strict:
             raise OptionError(
-                f"{given[name]} and {results[output]} are not a state: they differ in more than one symbolic axis",
+                f"{by_name[name]} and {results[output]} are not a state: they differ in more than one symbolic axis",
                 "give their sizes in shapes=",
             )
     return tuple(states)
 
 
-def _state(given: TensorSpec, result: TensorSpec) -> StateSpec | None:
-    if given.dtype != result.dtype or len(given.shape) != len(result.shape):
+def _state(source: TensorSpec, result: TensorSpec) -> StateSpec | None:
+    if source.dtype != result.dtype or len(source.shape) != len(result.shape):
         return None
-    different = [axis for axis, (a, b) in enumerate(zip(given.shape, result.shape, strict=True)) if a != b]
+    different = [axis for axis, (a, b) in enumerate(zip(source.shape, result.shape, strict=True)) if a != b]
     if not different:
-        return StateSpec(given.name, given.name, result.name)
-    if len(different) > 1 or not isinstance(given.shape[different[0]], str):
+        return StateSpec(source.name, source.name, result.name)
+    if len(different) > 1 or not isinstance(source.shape[different[0]], str):
         return None
-    return StateSpec(given.name, given.name, result.name, axis=different[0], grows=True)
+    return StateSpec(source.name, source.name, result.name, axis=different[0], grows=True)
 
 
 Shapes = Mapping[str, Sequence[int | str]]
@@ -338,17 +338,17 @@ def _fixed_tensor(spec: onnx.ValueInfoProto, value: object) -> Constant:
     array = np.asarray(value)
     tensor = spec.type.tensor_type
     expected = dtypes.dtype_name(tensor.elem_type)
-    found = "string" if array.dtype.kind in "OUS" else array.dtype.name
-    if expected is not None and found != expected:
-        raise InputError(f"the constant for input {spec.name!r} is {found}, the model's input {expected}")
-    if found == "string":
+    dtype = "string" if array.dtype.kind in "OUS" else array.dtype.name
+    if expected is not None and dtype != expected:
+        raise InputError(f"the constant for input {spec.name!r} is {dtype}, the model's input {expected}")
+    if dtype == "string":
         array = array.astype(object)
     if tensor.HasField("shape"):
         declared = map(declared_size, tensor.shape.dim)
         dims = [size if isinstance(size, int) else None for size in declared]
         if len(dims) != array.ndim or any(d not in (None, s) for d, s in zip(dims, array.shape, strict=True)):
             raise InputError(f"the constant for input {spec.name!r} has shape {array.shape}, the model's input {dims}")
-    return Constant(array, found)
+    return Constant(array, dtype)
 
 
 def runtime_inputs(
@@ -362,12 +362,12 @@ def runtime_inputs(
     for name in shapes or {}:
         if name not in names:
             raise InputError(_unknown_name("shapes", name, names))
-    wanted = [spec for spec in graph.input if spec.name not in excluded]
-    _refuse_other_than_tensors(wanted)
-    declared = {spec.name: _dims(spec, (shapes or {}).get(spec.name)) for spec in wanted}
-    sizes = _fixed_sizes(wanted, declared)
+    specs = [spec for spec in graph.input if spec.name not in excluded]
+    _refuse_other_than_tensors(specs)
+    declared = {spec.name: _dims(spec, (shapes or {}).get(spec.name)) for spec in specs}
+    sizes = _fixed_sizes(specs, declared)
     symbols: dict[str, Dim] = {}
-    return [_runtime_input(spec, declared[spec.name], sizes, symbols, builder) for spec in wanted]
+    return [_runtime_input(spec, declared[spec.name], sizes, symbols, builder) for spec in specs]
 
 
 def _runtime_input(
@@ -432,16 +432,16 @@ def unnamed_size(name: str, axis: int) -> str:
 
 def other_sizes(graph: onnx.GraphProto, shapes: Shapes | None) -> str | None:
     """Describe the inputs with other sizes than the model declares, given by the caller; None if there are none."""
-    found = []
+    mismatches = []
     for spec in graph.input:
-        given = (shapes or {}).get(spec.name)
-        if given is None or not spec.type.tensor_type.HasField("shape"):
+        requested = (shapes or {}).get(spec.name)
+        if requested is None or not spec.type.tensor_type.HasField("shape"):
             continue
         declared = [declared_size(dim) for dim in spec.type.tensor_type.shape.dim]
-        if any(isinstance(own, int) and size != own for size, own in zip(given, declared, strict=False)):
-            texts = [", ".join("?" if size is None else str(size) for size in sizes) for sizes in (given, declared)]
-            found.append(f"{spec.name!r} as [{texts[0]}], which it declares as [{texts[1]}]")
-    return ", and ".join(found) or None
+        if any(isinstance(known, int) and size != known for size, known in zip(requested, declared, strict=False)):
+            texts = [", ".join("?" if size is None else str(size) for size in sizes) for sizes in (requested, declared)]
+            mismatches.append(f"{spec.name!r} as [{texts[0]}], which it declares as [{texts[1]}]")
+    return ", and ".join(mismatches) or None
 
 
 def _checked_size(name: str, size: object) -> int | str:
@@ -497,11 +497,11 @@ def with_required_sizes(model: ImportedModel, inputs: Collection[str]) -> Import
 
 def _required(requirements: Collection[Requirement]) -> Iterator[tuple[str, int]]:
     """Yield dimensions that must equal a number, with the number."""
-    for each in requirements:
-        if each.relation == "equal":
-            for one, other in ((each.left, each.right), (each.right, each.left)):
-                if one in each.symbols and other.isdecimal():
-                    yield each.symbols[one], int(other)
+    for requirement in requirements:
+        if requirement.relation == "equal":
+            for symbol, value in ((requirement.left, requirement.right), (requirement.right, requirement.left)):
+                if symbol in requirement.symbols and value.isdecimal():
+                    yield requirement.symbols[symbol], int(value)
 
 
 def _described(spec: TensorSpec, sizes: Mapping[str, int]) -> TensorSpec:

@@ -130,9 +130,9 @@ class Importer:
         scope = outer.child()
         scope.values.update(graph_initializers(graph, self.model.reader))
         scope.values.update({spec.name: value for spec, value in zip(graph.input, inputs, strict=False)})
-        wanted = [output.name for output in graph.output]
-        self.import_nodes(live_nodes(ordered_nodes(graph), wanted), scope)
-        return [self._required(scope, name) for name in wanted]
+        outputs = [output.name for output in graph.output]
+        self.import_nodes(live_nodes(ordered_nodes(graph), outputs), scope)
+        return [self._required(scope, name) for name in outputs]
 
     def import_function(
         self,
@@ -168,7 +168,7 @@ class Importer:
         poisoned: list[Value] = [Poisoned() for _ in node.output]
         if any(is_poisoned(value) for value in inputs):
             return poisoned
-        before, self.builder.sources = self.builder.sources, context.sources()
+        outer_sources, self.builder.sources = self.builder.sources, context.sources()
         outside, self.builder.checks.where = self.builder.checks.where, describe(node)
         bindings = self.builder.block_builder
         caller = bindings.node
@@ -195,7 +195,7 @@ class Importer:
                 raise InvalidModelError(f"{describe(node)}: {reason}") from error
             raise CompilationError(f"importing {describe(node)} failed: {type(error).__name__}: {error}") from error
         finally:
-            self.builder.sources, self.builder.checks.where = before, outside
+            self.builder.sources, self.builder.checks.where = outer_sources, outside
             bindings.node = caller
         return poisoned
 
@@ -316,12 +316,12 @@ def type_error(node: onnx.NodeProto, inputs: Sequence[Value | None], opsets: dic
         if not isinstance(value, (Constant, Symbolic, Runtime)):
             continue
         formal = schema.inputs[min(index, len(schema.inputs) - 1)]
-        found = f"tensor({_TYPE_WORDS.get(value.dtype, value.dtype).replace('_', '')})"
+        kind = f"tensor({_TYPE_WORDS.get(value.dtype, value.dtype).replace('_', '')})"
         allowed = constraints.get(formal.type_str, {formal.type_str})
-        optional = {f"optional({found})", f"seq({found})"}
+        optional = {f"optional({kind})", f"seq({kind})"}
         if value.dtype == "bfloat16" and "tensor(float16)" in allowed:
-            found = "tensor(float16)"  # PyTorch writes whole nets in bfloat16 in opsets where few operators support it
-        if found not in allowed and not optional & allowed:
+            kind = "tensor(float16)"  # PyTorch writes whole nets in bfloat16 in opsets where few operators support it
+        if kind not in allowed and not optional & allowed:
             return f"input {index} ({formal.name}) is of type {value.dtype}, which the operator does not take"
         if formal.is_homogeneous and bound.setdefault(formal.type_str, value.dtype) != value.dtype:
             return f"inputs of one type are expected, but some are {bound[formal.type_str]} and some {value.dtype}"
@@ -341,9 +341,9 @@ def moved_dtype(
     schema = schema_of(node.op_type, opsets.get(domain, 1), domain) if carried else None
     if schema is None or not schema.inputs or not schema.outputs:
         return None
-    wanted = schema.outputs[min(output, len(schema.outputs) - 1)].type_str
+    output_type = schema.outputs[min(output, len(schema.outputs) - 1)].type_str
     for index, dtype in carried.items():
-        if schema.inputs[min(index, len(schema.inputs) - 1)].type_str == wanted:
+        if schema.inputs[min(index, len(schema.inputs) - 1)].type_str == output_type:
             return dtype
     return None
 
@@ -401,24 +401,24 @@ def _reference_error(node: onnx.NodeProto, inputs: Sequence[Value | None], opset
 
 def resolve_references(function: onnx.FunctionProto, call: onnx.NodeProto) -> list[onnx.NodeProto]:
     """Return the function's nodes with references to its attributes replaced by the caller's values, or by defaults."""
-    given = {attribute.name: attribute for attribute in function.attribute_proto}
-    given.update({attribute.name: attribute for attribute in call.attribute})
+    attributes = {attribute.name: attribute for attribute in function.attribute_proto}
+    attributes.update({attribute.name: attribute for attribute in call.attribute})
     nodes = []
     for node in function.node:
         copy = onnx.NodeProto()
         copy.CopyFrom(node)
-        _resolve(copy, given)
+        _resolve(copy, attributes)
         if not copy.name:
             copy.name = "/".join(filter(None, [call.name or next(iter(call.output), ""), next(iter(copy.output), "")]))
         nodes.append(copy)
     return nodes
 
 
-def _resolve(node: onnx.NodeProto, given: dict[str, onnx.AttributeProto]) -> None:
+def _resolve(node: onnx.NodeProto, attributes: dict[str, onnx.AttributeProto]) -> None:
     resolved = []
     for attribute in node.attribute:
         if attribute.ref_attr_name:
-            source = given.get(attribute.ref_attr_name)
+            source = attributes.get(attribute.ref_attr_name)
             if source is None:
                 continue
             copy = onnx.AttributeProto()
@@ -427,12 +427,12 @@ def _resolve(node: onnx.NodeProto, given: dict[str, onnx.AttributeProto]) -> Non
             resolved.append(copy)
         else:
             resolved.append(attribute)
-    kept = [onnx.AttributeProto.FromString(a.SerializeToString()) for a in resolved]
+    copies = [onnx.AttributeProto.FromString(a.SerializeToString()) for a in resolved]
     del node.attribute[:]
-    node.attribute.extend(kept)
+    node.attribute.extend(copies)
     for graph in subgraphs(node):
         for inner in graph.node:
-            _resolve(inner, given)
+            _resolve(inner, attributes)
 
 
 def schema_function(
@@ -446,9 +446,9 @@ def schema_function(
         return None
     function = _body(schema, node, inputs, opsets)
     if function is not None:
-        given = {attribute.name for attribute in function.attribute_proto}
+        declared = {attribute.name for attribute in function.attribute_proto}
         defaults = [
-            a.default_value for name, a in schema.attributes.items() if name not in given and a.default_value.name
+            a.default_value for name, a in schema.attributes.items() if name not in declared and a.default_value.name
         ]
         function.attribute_proto.extend(defaults)
     return function

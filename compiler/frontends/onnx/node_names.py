@@ -34,14 +34,14 @@ def _module_path(node: onnx.NodeProto) -> str | None:
     scopes, classes = _texts(notes.get(_SCOPES, "")), _texts(notes.get(_CLASSES, ""))
     if len(scopes) < 2 or len(classes) != len(scopes):
         return None
-    path, own, kind = scopes[-2], scopes[-1], classes[-2]
+    path, function_name, kind = scopes[-2], scopes[-1], classes[-2]
     for name in node.input:
         module, dot, parameter = name.rpartition(".")
         # A convolution with a folded batch norm has the batch norm's name.
         if dot and parameter == "weight" and module.rpartition(".")[0] == path.rpartition(".")[0]:
             return module
     is_operator = kind.startswith("torch.nn.modules.") and not kind.startswith(_CONTAINERS)
-    return path if path and is_operator else ".".join(filter(None, (path, own)))
+    return path if path and is_operator else ".".join(filter(None, (path, function_name)))
 
 
 def _texts(listed: str) -> list[str]:

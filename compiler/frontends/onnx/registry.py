@@ -48,11 +48,11 @@ def converter(*operators: str, since: int = 1, domain: str = "") -> Callable[[Co
 def bound_attributes(context: NodeContext, parameters: Iterable[Parameter]) -> dict[str, Any]:
     """Return the node's attributes named by keyword-only parameters; those without a default are required."""
     return {
-        each.name: context.required_attribute(each.name)
-        if each.default is Parameter.empty
-        else context.attribute(each.name, each.default)
-        for each in parameters
-        if each.kind is Parameter.KEYWORD_ONLY
+        parameter.name: context.required_attribute(parameter.name)
+        if parameter.default is Parameter.empty
+        else context.attribute(parameter.name, parameter.default)
+        for parameter in parameters
+        if parameter.kind is Parameter.KEYWORD_ONLY
     }
 
 

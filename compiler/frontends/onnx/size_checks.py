@@ -62,13 +62,13 @@ class SizeChecks:
         A `least` of None means -size.
         """
         name = self.input_names.get(variable)
-        said = None if name is None else self._formula(size)
+        formula = None if name is None else self._formula(size)
         low = (None, {}) if least is None else self._formula(least)
-        if name is not None and said is not None and low is not None:
+        if name is not None and formula is not None and low is not None:
             requirement = IndexRequirement(
-                input=name, size=said[0], least=low[0], symbols={**said[1], **low[1]}, where=self.where
+                input=name, size=formula[0], least=low[0], symbols={**formula[1], **low[1]}, where=self.where
             )
-            self._indices.setdefault((name, said[0], low[0]), requirement)
+            self._indices.setdefault((name, formula[0], low[0]), requirement)
 
     def _formula(self, size: Dim) -> tuple[str, dict[str, str]] | None:
         """Return a size as a formula with its names; None if it does not depend only on input sizes."""

@@ -182,34 +182,34 @@ def used_names(node: onnx.NodeProto) -> set[str]:
 
 def captured_names(graph: onnx.GraphProto) -> set[str]:
     """Return the names a graph captures from enclosing scopes."""
-    own = {v.name for v in graph.input} | {t.name for t in graph.initializer}
-    own |= {t.values.name for t in graph.sparse_initializer}
+    defined = {v.name for v in graph.input} | {t.name for t in graph.initializer}
+    defined |= {t.values.name for t in graph.sparse_initializer}
     used = {v.name for v in graph.output}
     for node in graph.node:
-        own.update(node.output)
+        defined.update(node.output)
         used |= used_names(node)
-    return used - own
+    return used - defined
 
 
 def live_nodes(nodes: Sequence[onnx.NodeProto], outputs: Iterable[str]) -> list[onnx.NodeProto]:
     """Return the nodes, given in topological order, that some of the outputs depend on."""
-    wanted = set(outputs)
+    needed = set(outputs)
     live: list[onnx.NodeProto] = []
     for node in reversed(nodes):
-        if wanted.intersection(filter(None, node.output)):
+        if needed.intersection(filter(None, node.output)):
             live.append(node)
-            wanted |= used_names(node)
+            needed |= used_names(node)
     return live[::-1]
 
 
 def subgraphs(node: onnx.NodeProto) -> list[onnx.GraphProto]:
     """Return the graphs in a node's attributes."""
-    found: list[onnx.GraphProto] = []
+    graphs: list[onnx.GraphProto] = []
     for attribute in node.attribute:
         if attribute.type == AttributeProto.GRAPH:
-            found.append(attribute.g)
-        found.extend(attribute.graphs)
-    return found
+            graphs.append(attribute.g)
+        graphs.extend(attribute.graphs)
+    return graphs
 
 
 def all_nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
@@ -285,9 +285,9 @@ def _check_extents(node: onnx.NodeProto) -> None:
 
 
 def _check_against_schema(node: onnx.NodeProto, schema: Any) -> None:
-    given = {attribute.name: attribute for attribute in node.attribute}
+    attributes = {attribute.name: attribute for attribute in node.attribute}
     for name, declared in schema.attributes.items():
-        attribute = given.get(name)
+        attribute = attributes.get(name)
         if attribute is None:
             if declared.required:
                 raise InvalidModelError(f"{describe(node)} lacks the attribute {name!r}")

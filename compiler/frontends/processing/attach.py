@@ -34,11 +34,11 @@ _FLOATS = ("float32", "float16", "bfloat16")
 
 def image_input(model: ImportedModel) -> TensorSpec:
     """Return the image input, the only one of rank 4. Raises OptionError if there is not exactly one."""
-    found = [each for each in model.inputs if len(each.shape) == 4]
-    if len(found) != 1:
+    images = [each for each in model.inputs if len(each.shape) == 4]
+    if len(images) != 1:
         listed = "; ".join(map(str, model.inputs))
         raise OptionError(f"processing: one input of rank 4 is needed, but the model takes {listed}")
-    return found[0]
+    return images[0]
 
 
 def fixed_shape(model: ImportedModel, processing: Processing) -> tuple[str, tuple[int, ...]] | None:
@@ -195,9 +195,9 @@ class _Attached:
         results = self._emit_results(builder, image, by_name)
         block = builder._end_block()
         builder.end_scope()
-        whole = relax.Var("results", relax.TupleType([each.ty for each in results]))
-        bindings = [*block.bindings, relax.VarBinding(whole, relax.Tuple(results))]
-        body = relax.SeqExpr([relax.BindingBlock(bindings)], whole)
+        result = relax.Var("results", relax.TupleType([each.ty for each in results]))
+        bindings = [*block.bindings, relax.VarBinding(result, relax.Tuple(results))]
+        body = relax.SeqExpr([relax.BindingBlock(bindings)], result)
         return relax.Function(params, builder.normalize(body), is_pure=True).with_attr(dict(main.attrs or {}))
 
     def _masks(self) -> list[TensorSpec]:
@@ -209,15 +209,15 @@ class _Attached:
         if self._results is None:
             values = self._as_float(builder, outputs[self._model.outputs[0].name])
             return emit_mask(builder, image, values, self._processing, size)
-        given = [self._as_float(builder, outputs[name]) for name in self._read]
+        tensors = [self._as_float(builder, outputs[name]) for name in self._read]
         if self._processing.task == "detect":
-            given.append(emit_placement(builder, image, self._processing, size))
+            tensors.append(emit_placement(builder, image, self._processing, size))
         renamed = {
             var: builder.add_func(function, var.name_hint)
             for var, function in self._results.mod.functions_items()
             if var.name_hint != "main"
         }
-        return _inlined(builder, self._results.mod["main"], given, lambda each: renamed.get(each, each))
+        return _inlined(builder, self._results.mod["main"], tensors, lambda each: renamed.get(each, each))
 
     @staticmethod
     def _as_float(builder: BlockBuilder, output: Expr) -> Expr:
@@ -283,7 +283,7 @@ def emit_mask(
         if processing.activation == "sigmoid":
             values = builder.emit(R.sigmoid(values))
         scores = builder.call_te(
-            lambda *given: _scores(processing, size, *given),
+            lambda *tensors: _scores(processing, size, *tensors),
             *(values, height, width),
             primfunc_name_hint="mask_scores",
             primfunc_attrs=attributes,
@@ -293,7 +293,7 @@ def emit_mask(
         return [builder.emit(R.astype(above, "uint8")), scores]
     by_pixel = builder.emit(R.permute_dims(values, [0, 2, 3, 1]))
     mask = builder.call_te(
-        lambda *given: _classes(processing, size, *given),
+        lambda *tensors: _classes(processing, size, *tensors),
         *(by_pixel, height, width),
         primfunc_name_hint="mask",
         primfunc_attrs=attributes,
@@ -344,11 +344,11 @@ def _classes(processing: Processing, size: tuple[int, int], values: Tensor, heig
                 which = T.buffer_proxy(T.alloc_buffer([1], "int32", scope="local"))
                 best[0], which[0] = tirx.min_value("float32"), tirx.const(0, "int32")
                 one = tirx.const(1.0, "float32")
-                with T.serial(0, classes) as each, T.seq_scope():
-                    upper = source[0, top, left, each] * (one - over) + source[0, top, right, each] * over
-                    lower = source[0, bottom, left, each] * (one - over) + source[0, bottom, right, each] * over
+                with T.serial(0, classes) as channel, T.seq_scope():
+                    upper = source[0, top, left, channel] * (one - over) + source[0, top, right, channel] * over
+                    lower = source[0, bottom, left, channel] * (one - over) + source[0, bottom, right, channel] * over
                     value = T.bind(upper * (one - down) + lower * down)
-                    which[0] = tirx.Select(value > best[0], tirx.Cast("int32", each), which[0])
+                    which[0] = tirx.Select(value > best[0], tirx.Cast("int32", channel), which[0])
                     best[0] = tirx.max(best[0], value)
                 T.buffer_store(outs[0], tirx.Cast("uint8", which[0]), [row, column])
             return builder.get()

@@ -146,12 +146,12 @@ def emit_frame(builder: BlockBuilder, image: Expr, processing: Processing, size:
     height, width, _ = image.ty.shape.values
     windows, weights = zip(*(_tables(builder, processing, size, height, width, each) for each in (0, 1)), strict=True)
     rows = builder.call_te(
-        lambda *given: _sum_rows(processing, *given), image, windows[1], weights[1], primfunc_name_hint="resize_rows"
+        lambda *data: _sum_rows(processing, *data), image, windows[1], weights[1], primfunc_name_hint="resize_rows"
     )
     rows = builder.emit(rows)
     scale, offset = (relax.const(each, "float32") for each in normalization(processing))
     frame = builder.call_te(
-        lambda *given: _sum_columns(processing, size, layout, *given),
+        lambda *data: _sum_columns(processing, size, layout, *data),
         *(rows, windows[0], weights[0], scale, offset, height, width),
         primfunc_name_hint="resize_columns",
     )
@@ -206,17 +206,17 @@ def _tables(
         axis, count = axes[which], taps(processing, axes, which)
 
         def body(_: list[Expr], outs: list[Expr]) -> Stmt:
-            with IRBuilder() as made:
+            with IRBuilder() as result:
                 with T.serial(0, tirx.const(axis.frame, "int64")) as at, T.seq_scope():
                     _fill_window(processing, axis, count, at, outs)
-                return made.get()
+                return result.get()
 
         return te.extern([[2, axis.frame], [axis.frame, count]], [], body, dtype=["int32", "int32"], name="tables")
 
     attributes = {"op_pattern": OPAQUE}
     hint = f"resize_weights_{which}"
-    made = builder.emit(builder.call_te(tables, height, width, primfunc_name_hint=hint, primfunc_attrs=attributes))
-    return builder.emit(relax.TupleGetItem(made, 0)), builder.emit(relax.TupleGetItem(made, 1))
+    result = builder.emit(builder.call_te(tables, height, width, primfunc_name_hint=hint, primfunc_attrs=attributes))
+    return builder.emit(relax.TupleGetItem(result, 0)), builder.emit(relax.TupleGetItem(result, 1))
 
 
 def _fill_window(processing: Processing, axis: Axis, count: Expr, at: Expr, outs: list[Expr]) -> None:
@@ -226,20 +226,20 @@ def _fill_window(processing: Processing, axis: Axis, count: Expr, at: Expr, outs
     zero, one, half = (tirx.const(each, "float64") for each in (0.0, 1.0, 0.5))
     # Positions outside the image have zero weight.
     start = T.bind(tirx.min(first, axis.image - 1))
-    taken = T.bind(tirx.max(tirx.min(number, axis.image - start), 0))
-    windows[0, at], windows[1, at] = tirx.Cast("int32", start), tirx.Cast("int32", taken)
+    count_inside = T.bind(tirx.max(tirx.min(number, axis.image - start), 0))
+    windows[0, at], windows[1, at] = tirx.Cast("int32", start), tirx.Cast("int32", count_inside)
 
     def value(tap: Expr) -> Expr:
         return weight(processing, (tirx.Cast("float64", tap + first) - center + half) * (one / scale))
 
     total = T.buffer_proxy(T.alloc_buffer([1], "float64", scope="local"))
     total[0] = zero
-    with T.serial(0, taken) as tap:
+    with T.serial(0, count_inside) as tap:
         total[0] = total[0] + value(tap)
     with T.serial(0, count) as tap:
         scaled = value(tap) / tirx.Select(total[0] == zero, one, total[0]) * tirx.const(float(1 << _BITS), "float64")
         rounded = tirx.Cast("int32", tirx.Select(scaled < 0, scaled - half, scaled + half))
-        weights[at, tap] = tirx.Select(tap < taken, rounded, 0)
+        weights[at, tap] = tirx.Select(tap < count_inside, rounded, 0)
 
 
 def _byte(total: Expr) -> Expr:

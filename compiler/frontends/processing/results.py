@@ -370,12 +370,12 @@ def _graph(
     size: tuple[int, int] = (1, 1),
 ) -> ImportedModel:
     """Import a graph of these nodes."""
-    given = [f"float[{', '.join(map(str, spec.shape))}] {name}" for name, spec in read]
-    given += ["float[3, 4] placement"] if placed else []
+    inputs = [f"float[{', '.join(map(str, spec.shape))}] {name}" for name, spec in read]
+    inputs += ["float[3, 4] placement"] if placed else []
     height, width = map(float, size)
     frame = f"  frame = Constant <value_floats = [{width}, {height}, {width}, {height}]> ()\n"
     count_line = f"  count = Constant <value_ints = [{count}]> ()\n"
-    text = f"{_HEADER}\nresults ({', '.join(given)}) => ({results}) {{{_CONSTANTS}{frame}{count_line}{body}}}"
+    text = f"{_HEADER}\nresults ({', '.join(inputs)}) => ({results}) {{{_CONSTANTS}{frame}{count_line}{body}}}"
     try:
         return import_onnx(onnx.parser.parse_model(text))
     except onnx.parser.ParseError as error:

@@ -50,15 +50,15 @@ def _exchange(values: dict[str, Any]) -> tuple[Any, Any]:
     """Return module hooks that replace buffers by constants, and restore the buffers."""
     import torch
 
-    kept: dict[str, Any] = {}
+    originals: dict[str, Any] = {}
 
     def enter(module: torch.nn.Module, _: object) -> None:
         for name, value in values.items():
-            kept[name] = module._buffers[name]
-            module._buffers[name] = torch.tensor(value, dtype=kept[name].dtype)
+            originals[name] = module._buffers[name]
+            module._buffers[name] = torch.tensor(value, dtype=originals[name].dtype)
 
     def leave(module: torch.nn.Module, _: object, __: object) -> None:
-        module._buffers.update(kept)
+        module._buffers.update(originals)
 
     return enter, leave
 
@@ -105,9 +105,9 @@ def with_shared_buffers(program: torch.export.ExportedProgram) -> torch.export.E
         tensor = _buffer(program, spec.target) if spec.kind == InputKind.BUFFER else None
         if tensor is None or not tensor.numel():
             continue
-        for view, other in first.items():
+        for view, base in first.items():
             if view[0] == tensor.untyped_storage().data_ptr() and view != _position(tensor):
-                _refuse(spec.target, other.target)
+                _refuse(spec.target, base.target)
         known = first.setdefault(_position(tensor), spec)
         if known is not spec:
             same[spec.arg.name] = known.arg.name

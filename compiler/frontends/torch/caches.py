@@ -80,11 +80,11 @@ def _tensors_with_keys(cache: Any) -> tuple[list[tuple[Any, Any]], _Structure]:
 
 def _cache_of(tensors: Iterable[Any], structure: _Structure) -> Any:
     """Return a new cache around the tensors."""
-    given: Sequence[Any] = list(tensors)
+    states: Sequence[Any] = list(tensors)
     cache = copy.copy(structure.cache)
     cache.layers = [copy.copy(layer) for layer in structure.cache.layers]
     for index, layer in enumerate(cache.layers):
-        layer.keys, layer.values = given[2 * index], given[2 * index + 1]
+        layer.keys, layer.values = states[2 * index], states[2 * index + 1]
         if hasattr(layer, "cumulative_length"):
             layer.cumulative_length = layer.keys.shape[-2]
     return cache

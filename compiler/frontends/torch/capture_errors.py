@@ -98,14 +98,14 @@ def _first_line(text: str) -> str:
 def line_of_the_model(traceback: TracebackType | None) -> str:
     """Return the innermost line outside torch, Python and this package, as "at net.py:9, in forward: if x.sum() >
     0"."""
-    found = ""
+    line = ""
     while traceback is not None:
         code = traceback.tb_frame.f_code
         if _is_of_the_model(Path(code.co_filename)):
             source = linecache.getline(code.co_filename, traceback.tb_lineno).strip()
-            found = f"\n  at {code.co_filename}:{traceback.tb_lineno}, in {code.co_name}: {source}"
+            line = f"\n  at {code.co_filename}:{traceback.tb_lineno}, in {code.co_name}: {source}"
         traceback = traceback.tb_next
-    return found
+    return line
 
 
 def _is_of_the_model(path: Path) -> bool:

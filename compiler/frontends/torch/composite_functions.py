@@ -68,11 +68,11 @@ def _cov(original: Callable[..., Any]) -> Callable[..., Any]:
 
 def _corrcoef(_: Callable[..., Any]) -> Callable[..., Any]:
     def corrcoef(input: Tensor) -> Tensor:
-        found = _covariance(input, 1)
-        if found.ndim == 0:
-            return found / found
-        deviations = found.diagonal().real.sqrt()
-        ratio = found / deviations.unsqueeze(1) / deviations
+        covariance = _covariance(input, 1)
+        if covariance.ndim == 0:
+            return covariance / covariance
+        deviations = covariance.diagonal().real.sqrt()
+        ratio = covariance / deviations.unsqueeze(1) / deviations
         return ratio if ratio.is_complex() else ratio.clamp(-1, 1)
 
     return corrcoef
@@ -85,9 +85,9 @@ def _covariance(values: Tensor, correction: int) -> Tensor:
     values = values if values.is_floating_point() or values.is_complex() else values.to(torch.get_default_dtype())
     rows = values if values.ndim == 2 else values.reshape(1, -1)
     centered = rows - rows.mean(1, keepdim=True)
-    found = centered @ centered.mH / (rows.shape[1] - correction)
+    covariance = centered @ centered.mH / (rows.shape[1] - correction)
     alone = isinstance(rows.shape[0], int) and rows.shape[0] == 1
-    return found.reshape(()) if alone else found
+    return covariance.reshape(()) if alone else covariance
 
 
 def _istft(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -136,13 +136,13 @@ def _added_up(blocks: Tensor, step: int, cut: int, length: int | None) -> Tensor
 
     size, count = blocks.shape[-2:]
     natural = size + step * (count - 1) - 2 * cut
-    wanted = natural if length is None else length
+    target = natural if length is None else length
 
     def fold(samples: int, padding: int) -> Tensor:
         found = functional.fold(blocks, (1, samples), (1, size), padding=(0, padding), stride=(1, step))
         return found.flatten(1)
 
     # If fold expects exactly this many blocks for the length, nothing is computed and then dropped.
-    if statically_known_true((wanted + 2 * cut - size) // step + 1 == count):
-        return fold(wanted, cut)
-    return fold(natural + 2 * cut, 0)[:, cut : cut + wanted]
+    if statically_known_true((target + 2 * cut - size) // step + 1 == count):
+        return fold(target, cut)
+    return fold(natural + 2 * cut, 0)[:, cut : cut + target]

@@ -31,16 +31,16 @@ def remaining_dimensions(dynamic_shapes: Any, names: Sequence[str], fixed: Fixed
 
 def dimension_names(dynamic_shapes: Any, names: Sequence[str]) -> dict[str, str]:
     """Map positions as torch writes them ("L['x'].size()[1]") to names of `Dim`s; `names`: as above."""
-    found: dict[str, str] = {}
+    dimensions: dict[str, str] = {}
 
     def note(size: str, dim: Any) -> bool:
         name = getattr(getattr(dim, "root", dim), "__name__", "")  # "n" of 4 * Dim("n"), too
         if name.isidentifier():
-            found[size] = name
+            dimensions[size] = name
         return False
 
     remaining_dimensions(dynamic_shapes, names, note)
-    return found
+    return dimensions
 
 
 def fixed_by(report: str) -> Fixed:

@@ -73,14 +73,14 @@ def _splits(program: torch.export.ExportedProgram) -> list[tuple[Any, Any, int, 
     """Return (node, tensor, number of parts, axis) of each split of a dynamic size."""
     import torch
 
-    found = []
+    splits = []
     for node in program.graph.nodes:
         if node.target is torch.ops.aten.tensor_split.sections:
             data, sections = node.args[:2]
             axis = node.args[2] if len(node.args) > 2 else node.kwargs.get("dim", 0)
             if not isinstance(data.meta["val"].shape[axis], int):
-                found.append((node, data, sections, axis))
-    return found
+                splits.append((node, data, sections, axis))
+    return splits
 
 
 def _parts(graph: Any, data: Any, sections: int, axis: int) -> list[Any]:

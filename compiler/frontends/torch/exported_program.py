@@ -102,15 +102,15 @@ def _of_program(
     """Import a program, captured from `source` if that is a module; `options` are those of `import_onnx`."""
     results = result_names(program.call_spec.out_spec, len(program.graph_signature.user_outputs))
     complex_results = complex_notes(program)
-    own = program is source
-    sizes = OpenSizes(program, {} if own else inspect.signature(source.forward).parameters, dynamic_shapes)
-    if not own:
+    is_exported = program is source
+    sizes = OpenSizes(program, {} if is_exported else inspect.signature(source.forward).parameters, dynamic_shapes)
+    if not is_exported:
         write_out_activations(program)
     with quiet(), patched_exporter():
         program, states = with_states(program, None if isinstance(state, Mapping) else state)
     needs, known = ProgramRequirements(program), congruences(program)
     with quiet(), patched_exporter():
-        if own:
+        if is_exported:
             refuse_even_parts(program)
         if program is source:  # the caller's own program, whose graph must not be modified
             program = program.run_decompositions({})
@@ -128,9 +128,9 @@ def _of_program(
     known = {_renamed(size, names): each for size, each in known.items()}
     large = sum(tensor.nbytes for tensor in program.state_dict.values()) >= _LARGEST_PROTO_BYTES
     outputs = options["outputs"]
-    wanted = None if outputs is None else [*outputs, *(output_name(each) for each in states)]
+    output_names = None if outputs is None else [*outputs, *(output_name(each) for each in states)]
     pairs = state if isinstance(state, Mapping) else None if state is None else {}
-    options = {**options, "outputs": wanted, "state": pairs, "congruences": known}
+    options = {**options, "outputs": output_names, "state": pairs, "congruences": known}
     model = model_with_states(_imported(onnx_program, large, options), states, usual=state is None)
     returned = {spec.name for spec in model.outputs}
     notes = [note for name, note in complex_results.items() if name in returned]
@@ -250,14 +250,12 @@ def _refusal(error: BaseException) -> Refusal:
     while error.__cause__ is not None:
         error = error.__cause__
         texts.append(str(error).strip())
-    found = next((match for each in texts if (match := _NODE.match(each)) is not None), None)
-    if found is None:
+    node = next((match for each in texts if (match := _NODE.match(each)) is not None), None)
+    if node is None:
         return Refusal("torch.export", "model", texts[min(1, len(texts) - 1)])
     missing = texts[-1].startswith("No ONNX function found")
-    operator = found["operator"].removesuffix(".default")
-    return Refusal(
-        operator, found["node"], "PyTorch's ONNX exporter has no conversion for it" if missing else texts[-1]
-    )
+    operator = node["operator"].removesuffix(".default")
+    return Refusal(operator, node["node"], "PyTorch's ONNX exporter has no conversion for it" if missing else texts[-1])
 
 
 def _name_outputs(onnx_program: Any, names: list[str]) -> None:
@@ -266,7 +264,7 @@ def _name_outputs(onnx_program: Any, names: list[str]) -> None:
     import onnx_ir
 
     graph = onnx_program.model.graph
-    taken, named = {value.name for value in graph.inputs}, {*graph.inputs}
+    used, named = {value.name for value in graph.inputs}, {*graph.inputs}
     for number, name in enumerate(names):
         value = graph.outputs[number]
         if value in named:
@@ -274,10 +272,10 @@ def _name_outputs(onnx_program: Any, names: list[str]) -> None:
             copy.outputs[0].type, copy.outputs[0].shape = value.type, value.shape
             graph.append(copy)
             value = graph.outputs[number] = copy.outputs[0]
-        while name in taken:
+        while name in used:
             name = f"{name}_out"
         value.name = name
-        taken.add(name)
+        used.add(name)
         named.add(value)
 
 
@@ -368,10 +366,10 @@ def _evaluated(node: Any, known: dict[Any, Any]) -> Any:
     """Return the tensor that an operator computes from constants; None if there is none, or it is large."""
     import torch
 
-    made = node.meta.get("val")
-    if not isinstance(made, torch.Tensor) or any(not isinstance(size, int) for size in made.shape):
+    result = node.meta.get("val")
+    if not isinstance(result, torch.Tensor) or any(not isinstance(size, int) for size in result.shape):
         return None
-    if made.numel() * made.element_size() > _MAX_BYTES:
+    if result.numel() * result.element_size() > _MAX_BYTES:
         return None
     arguments, keywords = torch.fx.map_arg((node.args, node.kwargs), lambda each: known[each])
     with torch.no_grad():

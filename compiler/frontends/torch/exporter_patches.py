@@ -151,14 +151,14 @@ def _divided(simplify: Function) -> Function:
     return divided
 
 
-def _of_each_expression(found: property) -> property:
+def _of_each_expression(getter: property) -> property:
     """Cache a property of each expression, which is immutable."""
     known: dict[Any, Any] = {}
 
     def cached(expression: Any) -> Any:
         value = known.get(expression)
         if value is None:
-            value = known[expression] = found.fget(expression)  # type: ignore[misc]
+            value = known[expression] = getter.fget(expression)  # type: ignore[misc]
         return set(value) if isinstance(value, set) else value
 
     return property(cached)
@@ -215,11 +215,11 @@ def _at_once(view: Function) -> Function:
 
     @wraps(view)
     def viewed(tensor: Any, *shape: Any, allow_copy: bool) -> Any:
-        wanted = extract_shape_from_varargs(shape, validate=False)
-        dynamic = any(hasattr(size, "node") for size in (*tensor.shape, *wanted))
-        if not (dynamic and tensor.ndim and wanted and is_contiguous(tensor)):
+        new_shape = extract_shape_from_varargs(shape, validate=False)
+        dynamic = any(hasattr(size, "node") for size in (*tensor.shape, *new_shape))
+        if not (dynamic and tensor.ndim and new_shape and is_contiguous(tensor)):
             return view(tensor, *shape, allow_copy=allow_copy)
-        sizes = infer_size(wanted, tensor.numel())  # checks the number of elements
+        sizes = infer_size(new_shape, tensor.numel())  # checks the number of elements
         return tensor.as_strided(sizes, make_contiguous_strides_for(sizes))
 
     return viewed
@@ -230,14 +230,14 @@ def without_rewriting() -> Iterator[bool]:
     """Context in which the optimizer rewrites no patterns and does not rename returned inputs; yields False for
     versions of onnxscript in which this is not possible."""
     with contextlib.ExitStack() as stack:
-        found = [
+        patches = [
             stack.enter_context(patched(holder, name, _idle))
             for holder, name in (
                 ("onnxscript.rewriter", "RewritePass"),
                 ("onnx_ir.passes.common", "OutputFixPass"),
             )
         ]
-        yield found[0]
+        yield patches[0]
 
 
 @cache

@@ -48,12 +48,12 @@ class OpenSizes:
 
     def names(self) -> dict[str, str]:
         """Names of `Dim`s by their symbols."""
-        given = dimension_names(self._shapes, list(self._parameters))
+        dimensions = dimension_names(self._shapes, list(self._parameters))
         return {
-            str(symbol): given[path]
+            str(symbol): dimensions[path]
             for symbol, positions in self._positions.items()
             for _, path in positions
-            if path in given
+            if path in dimensions
         }
 
     def added(self) -> list[Condition]:
@@ -62,14 +62,14 @@ class OpenSizes:
         guards = () if self._environment is None else self._environment.guards[self._known :]
         fixed, conditions = self._fixed_by_the_model(), []
         for guard in guards:
-            found = list(decomposition_relations(guard))
+            relations = list(decomposition_relations(guard))
             if getattr(guard.expr, "rel_op", None) == "==" and not _is_multiple(guard.expr):
                 symbols = [symbol for symbol in self._positions if symbol in guard.expr.free_symbols]
                 if len(symbols) == 1:
-                    found = found or equation_on_a_size(guard)
-                    if not found or not self._holds_at_twice_the_size(guard.expr, *symbols):
+                    relations = relations or equation_on_a_size(guard)
+                    if not relations or not self._holds_at_twice_the_size(guard.expr, *symbols):
                         fixed.setdefault(symbols[0], guard.expr)
-            conditions += found
+            conditions += relations
         if fixed:
             raise self._refusal(fixed)
         return conditions
@@ -80,9 +80,9 @@ class OpenSizes:
         for guard in () if self._environment is None else self._environment.guards[: self._known]:
             if getattr(guard.expr, "rel_op", None) == "==":
                 equation = guard.expr.xreplace(self._environment.replacements)
-                found = getattr(equation, "free_symbols", ())
-                symbols = [each for each in self._positions if each in found]
-                if symbols and len(symbols) == len(found) and self._fixes(equation, symbols):
+                free = getattr(equation, "free_symbols", ())
+                symbols = [each for each in self._positions if each in free]
+                if symbols and len(symbols) == len(free) and self._fixes(equation, symbols):
                     fixed.update({each: equation for each in symbols if each not in fixed})
         return fixed
 

@@ -64,9 +64,9 @@ def _functions(model: torch.nn.Module) -> Iterator[FunctionType]:
                     classes.add(value)
                 elif isinstance(value, FunctionType):
                     yield value
-    for each in classes:
-        if _package(each.__module__) in packages | imported:
-            yield from (value for value in vars(each).values() if isinstance(value, FunctionType))
+    for cls in classes:
+        if _package(cls.__module__) in packages | imported:
+            yield from (value for value in vars(cls).values() if isinstance(value, FunctionType))
 
 
 def _imported(paths: set[str]) -> set[str]:

@@ -159,9 +159,9 @@ def _of_packed_sequences(original: Callable[..., Any]) -> Callable[..., Any]:
             hx = self.permute_hidden(hx, order)
         options = (self.bias, self.num_layers, 0.0, False, self.bidirectional, False)
         operator = _registered()[self.mode.lower()]
-        found, *last = operator(data, hx, self._flat_weights, *options, lengths[0])
+        output, *last = operator(data, hx, self._flat_weights, *options, lengths[0])
         last = self.permute_hidden(tuple(last) if has_cell else last[0], back)
-        return PackedSequence(found, lengths, order, back), last
+        return PackedSequence(output, lengths, order, back), last
 
     return forward
 
@@ -214,15 +214,17 @@ def translation(name: str) -> Callable[..., Any]:
         from onnxscript import opset18
 
         states = list(hx) if layer.has_cell else [hx]
-        directions, each = (2 if bidirectional else 1), (4 if has_biases else 2)
+        directions, per_direction = (2 if bidirectional else 1), (4 if has_biases else 2)
         x = opset18.Transpose(x, perm=[1, 0, 2]) if batch_first else x
         lengths = None if lengths is None else opset18.Cast(lengths, to=6)  # INT32
         last: list[list[Any]] = [[] for _ in states]
         for number in range(num_layers):
             first = number * directions
             initial = [opset18.Slice(state, [first], [first + directions], [0]) for state in states]
-            own = [list(params[each * d : each * (d + 1)]) for d in range(first, first + directions)]
-            x, *final = _layer(layer, x, own, initial, lengths)
+            weights = [
+                list(params[per_direction * d : per_direction * (d + 1)]) for d in range(first, first + directions)
+            ]
+            x, *final = _layer(layer, x, weights, initial, lengths)
             for collected, state in zip(last, final, strict=True):
                 collected.append(state)
         x = opset18.Transpose(x, perm=[1, 0, 2]) if batch_first else x
@@ -244,10 +246,10 @@ def _layer(layer: _Layer, x: object, params: list[list[Any]], initial: list[Any]
     def stacked(values: list[Any]) -> Any:
         return opset18.Concat(*(opset18.Unsqueeze(value, [0]) for value in values), axis=0)
 
-    weights = [stacked([in_order(own[index]) for own in params]) for index in range(2)]
+    weights = [stacked([in_order(part[index]) for part in params]) for index in range(2)]
     bias = None
     if len(params[0]) == 4:
-        bias = stacked([opset18.Concat(in_order(own[2]), in_order(own[3]), axis=0) for own in params])
+        bias = stacked([opset18.Concat(in_order(part[2]), in_order(part[3]), axis=0) for part in params])
     attributes = {**layer.attributes, "hidden_size": hidden}
     if len(params) == 2:
         attributes["direction"] = "bidirectional"

@@ -41,10 +41,10 @@ class ProgramRequirements:
         self._indices: list[tuple[IndexRange, str]] = []
         self._sizes: list[Condition] = []
         self._symbols: dict[str, str] = {}
-        for each in dimensions(program):
-            self._positions[each.name] = (each.input, each.axis)
-            if not each.is_symbol:
-                self._symbols.setdefault(each.symbol, each.formula_of_symbol)
+        for dimension in dimensions(program):
+            self._positions[dimension.name] = (dimension.input, dimension.axis)
+            if not dimension.is_symbol:
+                self._symbols.setdefault(dimension.symbol, dimension.formula_of_symbol)
         for node in program.graph.nodes:
             if node.op == "placeholder" and node.name in inputs:
                 for axis, size in enumerate(getattr(node.meta.get("val"), "shape", ())):
@@ -70,33 +70,33 @@ class ProgramRequirements:
         )
 
     def _index_requirements(self, model: ImportedModel, shapes: _Shapes) -> list[IndexRequirement]:
-        kept: dict[tuple[str, str, str | None], IndexRequirement] = {}
-        for each, where in self._indices:
-            name = each.values.name
-            formula = self._formula(each.size, shapes) if name in shapes else None
+        merged: dict[tuple[str, str, str | None], IndexRequirement] = {}
+        for index_range, where in self._indices:
+            name = index_range.values.name
+            formula = self._formula(index_range.size, shapes) if name in shapes else None
             if formula is not None:
-                least = None if each.least is None else str(each.least)
+                least = None if index_range.least is None else str(index_range.least)
                 size, symbols = formula
                 requirement = IndexRequirement(input=name, size=size, least=least, symbols=symbols, where=where)
-                kept.setdefault((name, size, least), requirement)
-        for own in model.indices:
-            if (own.input, own.size, "0") not in kept:  # otherwise the model's own is narrower
-                kept.setdefault((own.input, own.size, own.least), own)
-        return list(kept.values())
+                merged.setdefault((name, size, least), requirement)
+        for existing in model.indices:
+            if (existing.input, existing.size, "0") not in merged:  # otherwise the model's own is narrower
+                merged.setdefault((existing.input, existing.size, existing.least), existing)
+        return list(merged.values())
 
     def _size_requirements(self, model: ImportedModel, shapes: _Shapes) -> list[Requirement]:
-        kept: dict[tuple[str, str, str], Requirement] = {}
-        for each, where in self._sizes:
-            left, right = self._formula(each.left, shapes), self._formula(each.right, shapes)
+        merged: dict[tuple[str, str, str], Requirement] = {}
+        for relation, where in self._sizes:
+            left, right = self._formula(relation.left, shapes), self._formula(relation.right, shapes)
             if left is not None and right is not None and (left[1] or right[1]):
                 symbols = {**left[1], **right[1]}
                 requirement = Requirement(
-                    left=left[0], relation=each.relation, right=right[0], symbols=symbols, where=where
+                    left=left[0], relation=relation.relation, right=right[0], symbols=symbols, where=where
                 )
-                kept.setdefault((left[0], each.relation, right[0]), requirement)
-        for own in model.requirements:
-            kept.setdefault((own.left, own.relation, own.right), own)
-        return list(kept.values())
+                merged.setdefault((left[0], relation.relation, right[0]), requirement)
+        for existing in model.requirements:
+            merged.setdefault((existing.left, existing.relation, existing.right), existing)
+        return list(merged.values())
 
     def _formula(self, size: object, shapes: _Shapes) -> _Formula | None:
         """Return a size as a formula with the dimensions its names refer to; None if it does not depend on inputs'
@@ -321,7 +321,7 @@ class Dimension:
 def dimensions(program: torch.export.ExportedProgram) -> list[Dimension]:
     """Return the dynamic dimensions of the program's inputs that are linear in one symbol, plain symbols first."""
     inputs = set(program.graph_signature.user_inputs)
-    found = [
+    dynamic = [
         each
         for node in program.graph.nodes
         if node.op == "placeholder" and node.name in inputs
@@ -329,7 +329,7 @@ def dimensions(program: torch.export.ExportedProgram) -> list[Dimension]:
         for each in [_linear(node.name, axis, size)]
         if each is not None
     ]
-    return sorted(found, key=lambda each: not each.is_symbol)
+    return sorted(dynamic, key=lambda each: not each.is_symbol)
 
 
 def _linear(name: str, axis: int, size: Any) -> Dimension | None:
@@ -347,15 +347,15 @@ def _linear(name: str, axis: int, size: Any) -> Dimension | None:
 def range_relations(program: torch.export.ExportedProgram) -> Iterator[tuple[SizeRelation, str]]:
     """Yield the bounds of each symbol, and the agreement of dimensions with one symbol, with their source."""
     first: dict[str, Dimension] = {}
-    for each in dimensions(program):
-        linear = f"{each.factor}*{each.symbol}{_signed(each.offset)}"
-        where = f"dimension {each.axis} of {each.input!r} is {linear} in the exported program"
-        if each.symbol in first:
-            value = first[each.symbol].formula_of_symbol
-            yield SizeRelation(each.name, "equal", f"{each.factor}*{value}{_signed(each.offset)}"), where
-        elif each.factor > 1:
-            yield SizeRelation(f"{each.multiple} % {each.factor}", "equal", 0), where
-        first.setdefault(each.symbol, each)
+    for dimension in dimensions(program):
+        linear = f"{dimension.factor}*{dimension.symbol}{_signed(dimension.offset)}"
+        where = f"dimension {dimension.axis} of {dimension.input!r} is {linear} in the exported program"
+        if dimension.symbol in first:
+            value = first[dimension.symbol].formula_of_symbol
+            yield SizeRelation(dimension.name, "equal", f"{dimension.factor}*{value}{_signed(dimension.offset)}"), where
+        elif dimension.factor > 1:
+            yield SizeRelation(f"{dimension.multiple} % {dimension.factor}", "equal", 0), where
+        first.setdefault(dimension.symbol, dimension)
     for symbol, bounds in program.range_constraints.items():
         if not symbol.is_symbol:  # follows from the symbol's
             continue
@@ -374,10 +374,10 @@ def _signed(number: int) -> str:
 def congruences(program: torch.export.ExportedProgram) -> dict[str, Congruence]:
     """Return known congruences of dimensions, by their names in torch's ONNX exporter ("4*s39")."""
     known = {}
-    for each in dimensions(program):
-        if each.factor > 1:
-            size = _size_at(program, each)
-            known[str(size)] = Congruence(each.factor, each.offset % each.factor)
+    for dimension in dimensions(program):
+        if dimension.factor > 1:
+            size = _size_at(program, dimension)
+            known[str(size)] = Congruence(dimension.factor, dimension.offset % dimension.factor)
     return known
 
 

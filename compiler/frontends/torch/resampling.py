@@ -69,12 +69,12 @@ def _resized(
     spatial = list(data.shape)[2:]
     known = [factor for factor in factors if factor is not None]
     by_factor = len(known) == len(spatial)
-    wanted = [_size(given, known[axis]) if by_factor else _part(size, axis) for axis, given in enumerate(spatial)]
-    fixed = all(isinstance(each, int) for each in (*spatial, *wanted))
+    targets = [_size(extent, known[axis]) if by_factor else _part(size, axis) for axis, extent in enumerate(spatial)]
+    fixed = all(isinstance(each, int) for each in (*spatial, *targets))
     if mode is _NEAREST_EXACT or mode is _NEAREST:
         offset = 0.5 if mode is _NEAREST_EXACT else 0.0
         if fixed:
-            indices = _nearest_indices(spatial, wanted, known if by_factor else [None] * len(spatial), offset)
+            indices = _nearest_indices(spatial, targets, known if by_factor else [None] * len(spatial), offset)
             if indices is not None:
                 return _gathered(op, data, indices)
         elif offset or not by_factor or not all(map(_is_whole, known)):
@@ -84,11 +84,11 @@ def _resized(
     if mode is not _NEAREST and mode is not _NEAREST_EXACT:
         how["coordinate_transformation_mode"] = "align_corners" if align_corners else "half_pixel"
     if fixed:
-        target = op.Constant(value_ints=wanted)
+        target = op.Constant(value_ints=targets)
     else:
         target = _counted(op, data, known) if by_factor else op.Cast(size, to=_INT64)
     if by_factor and not align_corners:
-        scales = [_scale(*each) for each in zip(spatial, known, wanted, strict=True)]
+        scales = [_scale(*each) for each in zip(spatial, known, targets, strict=True)]
         result = op.Resize(data, None, op.Constant(value_floats=[1.0, 1.0, *scales]), None, **how)
         return result if not fixed and all(map(_is_exact, known)) else _cropped(op, result, target, len(spatial))
     whole = op.Concat(op.Shape(data, start=0, end=2), target, axis=0)
@@ -138,12 +138,12 @@ def _taken(op: Opset, data: Value, counts: Value, factors: Sequence[float | None
     return data
 
 
-def _scale(size: int | None, factor: float, wanted: int | None) -> float:
+def _scale(size: int | None, factor: float, target_size: int | None) -> float:
     """Return a float32 scale with which ONNX's size, computed in float32, is at least PyTorch's."""
     scale = np.float32(factor)
-    if wanted is None and float(scale) < factor:
+    if target_size is None and float(scale) < factor:
         scale = np.nextafter(scale, np.float32(np.inf))
-    while wanted is not None and math.floor(np.float32(size) * scale) < wanted:
+    while target_size is not None and math.floor(np.float32(size) * scale) < target_size:
         scale = np.nextafter(scale, np.float32(np.inf))
     return float(scale)
 
@@ -155,21 +155,21 @@ def _cropped(op: Opset, data: Value, sizes: Value, rank: int) -> Value:
 
 
 def _nearest_indices(
-    sizes: Sequence[Any], wanted: Sequence[Any], factors: Sequence[float | None], offset: float
+    sizes: Sequence[Any], target_sizes: Sequence[Any], factors: Sequence[float | None], offset: float
 ) -> list[np.ndarray] | None:
     """Source indices as PyTorch computes them, in float32; None if every scale factor is an integer."""
-    whole, found = True, []
-    for size, count, factor in zip(sizes, wanted, factors, strict=True):
+    exact, indices = True, []
+    for size, count, factor in zip(sizes, target_sizes, factors, strict=True):
         positions = np.arange(count)
         step = np.float32(size) / np.float32(count) if factor is None else np.float32(1 / factor)
-        own = np.minimum(
+        nearest = np.minimum(
             np.floor((positions + np.float32(offset)).astype(np.float32) * step).astype(np.int64), size - 1
         )
         if len(sizes) == 2 and count == 2 * size and not offset:  # PyTorch doubles images regardless of the factor
-            own = positions // 2
-        whole = whole and count % max(size, 1) == 0 and bool(np.array_equal(own, positions * size // max(count, 1)))
-        found.append(own)
-    return None if whole else found
+            nearest = positions // 2
+        exact = exact and count % max(size, 1) == 0 and bool(np.array_equal(nearest, positions * size // max(count, 1)))
+        indices.append(nearest)
+    return None if exact else indices
 
 
 def _gathered(op: Opset, data: Value, indices: Sequence[np.ndarray]) -> Value:

@@ -227,17 +227,17 @@ def _pool(rank: int, reduction: str) -> Callable[[_Function], _Function]:
 
             axes = range(-rank, 0)
             sizes = _each(kernel_size, rank)
-            whole = [at for at, size in zip(axes, sizes, strict=True) if _is_symbolic(size)]
-            covered = all(statically_known_true(input.shape[axis] == sizes[axis]) for axis in whole)
+            dynamic = [at for at, size in zip(axes, sizes, strict=True) if _is_symbolic(size)]
+            covered = all(statically_known_true(input.shape[axis] == sizes[axis]) for axis in dynamic)
             # A stride does not matter with a single window; other options do.
             plain = not any((*arguments[1:], *(value for name, value in options.items() if name != "stride")))
-            if not whole or not covered or not plain:
+            if not dynamic or not covered or not plain:
                 return original(input, kernel_size, *arguments, **options)
-            reduced = getattr(input, reduction)(whole, keepdim=True)
-            if len(whole) == rank:
+            reduced = getattr(input, reduction)(dynamic, keepdim=True)
+            if len(dynamic) == rank:
                 return reduced
             strides = _each(options.get("stride") or (arguments[0] if arguments else None) or sizes, rank)
-            window, step = ([1 if at in whole else each[at] for at in axes] for each in (sizes, strides))
+            window, step = ([1 if at in dynamic else each[at] for at in axes] for each in (sizes, strides))
             return original(reduced, window, step)
 
         return pool
@@ -271,10 +271,10 @@ def _adaptive_max_pool2d(original: _Function) -> _Function:
         from torch.nn import functional
 
         sizes = _each(output_size, 2)
-        kept = [axis for axis in (-2, -1) if sizes[axis] is None and _is_symbolic(input.shape[axis])]
-        if return_indices or len(kept) != 1:
+        dynamic = [axis for axis in (-2, -1) if sizes[axis] is None and _is_symbolic(input.shape[axis])]
+        if return_indices or len(dynamic) != 1:
             return original(input, output_size, return_indices)
-        pooled = -3 - kept[0]
+        pooled = -3 - dynamic[0]
         rows = input.movedim(pooled, -1)
         size = input.shape[pooled] if sizes[pooled] is None else sizes[pooled]
         found = functional.adaptive_max_pool1d(rows.reshape(-1, rows.shape[-1]), size)
@@ -394,15 +394,15 @@ def _conv_transpose(rank: int) -> Callable[[_Function], _Function]:
 
             steps, edges, ends, spaces = (_of_axes(each, rank) for each in (stride, padding, output_padding, dilation))
             if any(map(_is_symbolic, ends)):
-                found = conv_transpose(input, weight, None, stride, 0, 0, groups, dilation)
-                found = functional.pad(found, [each for end in reversed(ends) for each in (0, end)])
+                result = conv_transpose(input, weight, None, stride, 0, 0, groups, dilation)
+                result = functional.pad(result, [each for end in reversed(ends) for each in (0, end)])
                 for axis, edge in enumerate(edges, -rank):
-                    found = found.narrow(axis, edge, found.shape[axis] - 2 * edge)
+                    result = result.narrow(axis, edge, result.shape[axis] - 2 * edge)
             elif _is_symbolic(groups) and rank == 2 and input.ndim == 4:
-                found = _transposed_by_matmuls(input, weight, groups, steps, edges, ends, spaces)
+                result = _transposed_by_matmuls(input, weight, groups, steps, edges, ends, spaces)
             else:
                 return original(input, weight, bias, stride, padding, output_padding, groups, dilation)
-            return found if bias is None else found + bias.reshape(-1, *[1] * rank)
+            return result if bias is None else result + bias.reshape(-1, *[1] * rank)
 
         return conv_transpose
 

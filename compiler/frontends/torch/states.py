@@ -87,12 +87,12 @@ def _functional(program: torch.export.ExportedProgram) -> tuple[torch.export.Exp
         OutputSpec(OutputKind.USER_OUTPUT, spec.arg, None) if spec.kind in kinds else spec
         for spec in signature.output_specs
     ]
-    kept = {name: value for name, value in program.state_dict.items() if name not in states}
+    constants = {name: value for name, value in program.state_dict.items() if name not in states}
     changed = ExportedProgram(
         root=program.graph_module,
         graph=program.graph,
         graph_signature=ExportGraphSignature(inputs, outputs),
-        state_dict=kept,
+        state_dict=constants,
         range_constraints=program.range_constraints,
         module_call_graph=[_flat_call(inputs, outputs)],
         example_inputs=None,

@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 @contextmanager
 def transformers_functions_captured() -> Iterator[None]:
     """Context in which transformers models call the replacements in this file."""
-    found = [
+    replacements = [
         (module, name, replacement)
         for path, module in list(sys.modules.items())
         if path.startswith("transformers.models.")
         for name, replacement in _REPLACEMENTS.items()
         if callable(vars(module).get(name))
     ]
-    with replaced(found):
+    with replaced(replacements):
         yield
 
 

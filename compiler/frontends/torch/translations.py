@@ -220,7 +220,7 @@ def translations(program: torch.export.ExportedProgram) -> dict[Callable[..., An
     """Return the exporter's `custom_translation_table`. A package's operators exist only if the program uses them."""
     import torch
 
-    found = {node.target: KNOWN[str(node.target)] for node in program.graph.nodes if str(node.target) in KNOWN}
+    known = {node.target: KNOWN[str(node.target)] for node in program.graph.nodes if str(node.target) in KNOWN}
     resampling = {overload(name): conversion for name, conversion in RESAMPLING.items()}
     attentions = {overload(_ATTENTION): _attention} if _has_special_attention(program) else {}
     sums = {overload("aten.add.Tensor"): _add} if _adds_booleans(program) else {}
@@ -235,7 +235,7 @@ def translations(program: torch.export.ExportedProgram) -> dict[Callable[..., An
         **sums,
         **volumes,
         **numbers,
-        **found,
+        **known,
     }
 
 

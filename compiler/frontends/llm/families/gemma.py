@@ -56,12 +56,12 @@ def _kinds_ending_in_full(settings: Settings, count: int) -> list[str]:
 def _heads(settings: Settings, layer: int, kind: str, heads: Heads) -> Heads:
     """Layers with full attention have wider heads, and may have fewer key heads."""
     listed = settings.table("per_layer_config")
-    own = Settings(listed.get(str(layer)) or {}, settings.path, {})
+    entry = Settings(listed.get(str(layer)) or {}, settings.path, {})
     if not listed and kind == FULL:
         keys = settings.get("num_global_key_value_heads") if settings.flag("attention_k_eq_v") else None
-        own = Settings({"head_dim": settings.get("global_head_dim"), "num_key_value_heads": keys}, settings.path, {})
-    keys = own.size("num_key_value_heads", heads.keys, most=MAX_HEADS)
-    return Heads(heads.count, keys, own.size("head_dim", heads.size, most=MAX_HEAD_SIZE))
+        entry = Settings({"head_dim": settings.get("global_head_dim"), "num_key_value_heads": keys}, settings.path, {})
+    keys = entry.size("num_key_value_heads", heads.keys, most=MAX_HEADS)
+    return Heads(heads.count, keys, entry.size("head_dim", heads.size, most=MAX_HEAD_SIZE))
 
 
 def _sharing(config: DecoderConfig, settings: Settings, kinds: list[str]) -> DecoderConfig:
@@ -152,13 +152,13 @@ def _gemma4_gguf(file: GgufFile, values: Mapping[str, Any]) -> Mapping[str, Any]
     count, kinds, keys = (values.get(each) for each in ("num_hidden_layers", "layer_types", "num_key_value_heads"))
     if kinds is None or len(kinds) != count:
         raise InvalidModelError(f"{file.path}: 'attention.sliding_window_pattern' is not a list of {count} layers")
-    each = keys if isinstance(keys, list) else [keys] * len(kinds)
-    if len(each) != len(kinds):
+    layer_keys = keys if isinstance(keys, list) else [keys] * len(kinds)
+    if len(layer_keys) != len(kinds):
         raise InvalidModelError(f"{file.path}: 'attention.head_count_kv' is not a list of {count} layers")
     sizes = {FULL: values.get("global_head_dim"), SLIDING: values.get("head_dim")}
-    own = {
+    layer_settings = {
         str(index): {"head_dim": sizes[kind], "num_key_value_heads": number}
-        for index, (kind, number) in enumerate(zip(kinds, each, strict=True))
+        for index, (kind, number) in enumerate(zip(kinds, layer_keys, strict=True))
     }
     first = len(kinds) - (values.get("num_kv_shared_layers") or 0)
     alike = [
@@ -168,8 +168,8 @@ def _gemma4_gguf(file: GgufFile, values: Mapping[str, Any]) -> Mapping[str, Any]
     ]
     return {
         **_gguf_inputs(file),
-        "num_key_value_heads": each[0],
-        "per_layer_config": own,
+        "num_key_value_heads": layer_keys[0],
+        "per_layer_config": layer_settings,
         "attention_k_eq_v": any(alike),
         "enable_moe_block": "num_experts" in values,
     }

@@ -75,12 +75,12 @@ def _neo_kinds(settings: Settings, count: int) -> list[str]:
     """Expand kinds of layers with repetition counts, such as [[["global", "local"], 12]]."""
     kinds = {"global": FULL, "local": SLIDING}
     try:
-        found = [kinds[each] for names, times in settings.get("attention_types") for each in names * min(times, count)]
+        result = [kinds[each] for names, times in settings.get("attention_types") for each in names * min(times, count)]
     except (KeyError, TypeError, ValueError):
-        found = []
-    if len(found) != count:
+        result = []
+    if len(result) != count:
         raise InvalidModelError(f"{settings.path}: 'attention_types' are not global or local for {count} layers")
-    return found
+    return result
 
 
 def _opt(config: DecoderConfig, settings: Settings) -> DecoderConfig:

@@ -32,12 +32,12 @@ def latent(settings: Settings) -> LatentConfig:
 
 def head_sizes(file: GgufFile, values: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return head sizes, also for files with keys and values in one tensor; all norms share one epsilon."""
-    whole, value = (values.get(f"{each}_mla", values.get(each)) for each in ("qk_head_dim", "v_head_dim"))
+    key, value = (values.get(f"{each}_mla", values.get(each)) for each in ("qk_head_dim", "v_head_dim"))
     rotated = values.get("qk_rope_head_dim")
-    if not all(isinstance(each, int) for each in (whole, value, rotated)):
+    if not all(isinstance(each, int) for each in (key, value, rotated)):
         raise OptionError(f"{file.path}: the sizes of the heads of latent attention are missing")
     return {
-        "qk_nope_head_dim": whole - rotated,
+        "qk_nope_head_dim": key - rotated,
         "v_head_dim": value,
         "latent_norm_eps": values.get("rms_norm_eps", 1e-6),
     }

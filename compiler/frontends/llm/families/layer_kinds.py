@@ -32,9 +32,9 @@ _LETTERS = {"M": RECURRENT, "*": FULL, "-": MLP, "E": MOE}
 
 def listed_kinds(settings: Settings, count: int) -> list[str]:
     """Return the kinds from a list, from the layers with attention, or from the interval between them."""
-    found = settings.each_layer("layer_types", count) or settings.each_layer("layers_block_type", count)
-    if found is not None:
-        return [_named(settings, name) for name in found]
+    stored = settings.each_layer("layer_types", count) or settings.each_layer("layers_block_type", count)
+    if stored is not None:
+        return [_named(settings, name) for name in stored]
     for key in ("full_attn_idxs", "attn_layer_indices"):
         attending = settings.get(key)
         if isinstance(attending, list):

@@ -204,10 +204,10 @@ def _listed(file: GgufFile, values: Mapping[str, Any]) -> Mapping[str, Any]:
     pairs = list(zip(*(listed or () for listed in lists), strict=True))
     if any(queries and not keys for queries, keys in pairs):
         raise OptionError(f"{file.path}: layers with a matmul in place of attention are not supported")
-    found = {"listed_heads": pairs, **dict(zip(_LISTED, max(pairs, default=(0, 0)), strict=True))}
+    settings = {"listed_heads": pairs, **dict(zip(_LISTED, max(pairs, default=(0, 0)), strict=True))}
     if isinstance(widths, list):
-        found |= {"intermediate_size": [each or 1 for each in widths], "listed_widths": widths}
-    return found
+        settings |= {"intermediate_size": [each or 1 for each in widths], "listed_widths": widths}
+    return settings
 
 
 def _listed_heads(settings: Settings, layer: int, kind: str, heads: Heads) -> Heads:

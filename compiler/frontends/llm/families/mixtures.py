@@ -48,19 +48,19 @@ def _cohere_kinds(settings: Settings, count: int) -> list[str]:
 
 def _cohere_mixture(settings: Settings, layer: int) -> ExpertsConfig | None:
     """The softmax over the chosen experts' logits equals the softmax over all, normalized."""
-    found, function = mixture(settings, layer), settings.get("expert_selection_fn")
+    experts, function = mixture(settings, layer), settings.get("expert_selection_fn")
     combined = settings.get("shared_expert_combination_strategy")
     if function not in ("softmax", "sigmoid") or combined not in ("average", "sum"):
         raise InvalidModelError(f"{settings.path}: experts are chosen by {function!r} and combined by {combined!r}")
-    if found is None:
+    if experts is None:
         return None
     sigmoid = function == "sigmoid"
     return replace(
-        found,
+        experts,
         sigmoid=sigmoid,
         biased=False,
-        normalized=found.normalized or not sigmoid,
-        averaged=combined == "average" and found.shared > 0,
+        normalized=experts.normalized or not sigmoid,
+        averaged=combined == "average" and experts.shared > 0,
     )
 
 
@@ -113,21 +113,21 @@ def _laguna_gguf(file: GgufFile, values: Mapping[str, Any]) -> Mapping[str, Any]
     prefix, count = "laguna.", values.get("num_hidden_layers", 0)
     heads, every = values.get("num_attention_heads"), file.value("laguna.attention.sliding_window_pattern", 4)
     size = values.get("head_dim")
-    found: dict[str, Any] = {"rotary_dim": None}
+    settings: dict[str, Any] = {"rotary_dim": None}
     if isinstance(heads, list):
-        found |= {"num_attention_heads": max(heads, default=0), "num_attention_heads_per_layer": heads}
+        settings |= {"num_attention_heads": max(heads, default=0), "num_attention_heads_per_layer": heads}
     if values.get("sliding_window") and isinstance(every, int) and every > 0:
-        found["layer_types"] = [SLIDING if index % every else FULL for index in range(count)]
+        settings["layer_types"] = [SLIDING if index % every else FULL for index in range(count)]
     if isinstance(size, int) and size > 0:
         base = values.get("rope_theta", 10000.0)
         full = values.get("rotary_dim", size) / size
         part = file.value(f"{prefix}rope.dimension_count_swa", values.get("rotary_dim", size)) / size
         slides = {"rope_type": "default", "rope_theta": values.get("rope_local_base_freq", base)}
-        found["rope_parameters"] = {
+        settings["rope_parameters"] = {
             FULL: {**values["rope_scaling"], "rope_theta": base, "partial_rotary_factor": full},
             SLIDING: {**slides, "partial_rotary_factor": part},
         }
-    return found
+    return settings
 
 
 def _small_thinker_mixture(settings: Settings, layer: int) -> ExpertsConfig | None:

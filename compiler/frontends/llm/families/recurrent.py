@@ -93,7 +93,7 @@ def _mamba2(settings: Settings) -> StateSpace:
         raise InvalidModelError(
             f"{settings.path}: {inner} channels, {heads} heads and {groups} groups do not fit together"
         )
-    before = settings.get("mamba_norm_before_gate") is True
+    norm_before_gate = settings.get("mamba_norm_before_gate") is True
     return StateSpace(
         inner=inner,
         sizes=settings.size("mamba_d_state", 128),
@@ -101,7 +101,7 @@ def _mamba2(settings: Settings) -> StateSpace:
         heads=heads,
         groups=groups,
         limits=_limits(settings),
-        norm="none" if settings.get("mamba_rms_norm") is False else "before" if before else "gated",
+        norm="none" if settings.get("mamba_rms_norm") is False else "before" if norm_before_gate else "gated",
     )
 
 
@@ -161,14 +161,14 @@ def _olmo_hybrid_kinds(settings: Settings, count: int) -> list[str]:
 def _olmo_hybrid_names(settings: Settings) -> Names:
     """Layers with attention have norms after their parts, others before them."""
     kinds = _olmo_hybrid_kinds(settings, settings.size("num_hidden_layers"))
-    before: dict[str, str | None] = {
+    recurrent_names: dict[str, str | None] = {
         "attention_norm": "input_layernorm",
         "mlp_norm": "post_attention_layernorm",
         "post_attention_norm": None,
         "post_mlp_norm": None,
     }
-    own = {index: before for index, kind in enumerate(kinds) if kind == "recurrent"}
-    return replace(hugging_face_names("post", recurrent_roles("delta-parts", "linear_attn.")), own=own)
+    layer_names = {index: recurrent_names for index, kind in enumerate(kinds) if kind == "recurrent"}
+    return replace(hugging_face_names("post", recurrent_roles("delta-parts", "linear_attn.")), own=layer_names)
 
 
 def _recurrent_gemma(config: DecoderConfig, settings: Settings) -> DecoderConfig:
@@ -274,18 +274,18 @@ def _zamba2_names(settings: Settings) -> Names:
     lists = {"gate_up": "feed_forward.gate_up_proj_adapter_list"}
     if settings.flag("use_shared_attention_adapter"):
         lists |= {role: f"self_attn.linear_{role}_adapter_list" for role in ("q", "k", "v")}
-    own: dict[int, dict[str, str | None]] = {}
+    layer_names: dict[int, dict[str, str | None]] = {}
     for number, index in enumerate(hybrid):
         block = f"model.layers.{hybrid[number % settings.size('num_mem_blocks', 1)]}.shared_transformer."
         updates = {f"{role}_adapter.{at}": f"{name}.{number}.{at}" for role, name in lists.items() for at in range(2)}
-        own[index] = {
+        layer_names[index] = {
             **within(block, parts | updates),
             **recurrent_roles("ssm", "mamba_decoder.mamba."),
             "attention_norm": "mamba_decoder.input_layernorm",
             "block_out": "linear",
         }
     names = hugging_face_names(roles=recurrent_roles("ssm", "mamba."))
-    return replace(names, norm="model.final_layernorm", own=own)
+    return replace(names, norm="model.final_layernorm", own=layer_names)
 
 
 def _matrix_memory(settings: Settings) -> MatrixMemory:
@@ -427,11 +427,11 @@ def _nemotron_mixture(settings: Settings, layer: int) -> ExpertsConfig | None:
     listed = settings.get("hybrid_override_pattern") or settings.get("layers_block_type") or settings.get("layer_types")
     if kinds_of_nemotron(settings, len(listed))[layer] != MOE:
         return None
-    found = mixture(settings, layer)
-    if found is None:
+    experts = mixture(settings, layer)
+    if experts is None:
         raise InvalidModelError(f"{settings.path}: layer {layer} is a mixture, but 'n_routed_experts' is missing")
     return replace(
-        found,
+        experts,
         shared=settings.size("shared_expert_intermediate_size"),
         latent=settings.size("moe_latent_size") if settings.get("moe_latent_size") else 0,
     )
@@ -451,11 +451,11 @@ def _by_key_heads(file: GgufFile, values: Mapping[str, Any]) -> Mapping[str, Any
     if not isinstance(heads, list):  # all layers are alike; 0 counts as missing
         return {"layer_types": [("full_attention" if heads else "recurrent")] * values.get("num_hidden_layers", 0)}
     kinds = ["full_attention" if count else "recurrent" for count in heads]
-    found: dict[str, Any] = {"num_key_value_heads": max(heads)}
+    sizes: dict[str, Any] = {"num_key_value_heads": max(heads)}
     if isinstance(widths, list):
         kinds = ["mlp" if width else kind for kind, width in zip(kinds, widths, strict=True)]
-        found["intermediate_size"] = max(widths)
-    return {**found, "layer_types": kinds[: values.get("num_hidden_layers")]}  # further layers predict more tokens
+        sizes["intermediate_size"] = max(widths)
+    return {**sizes, "layer_types": kinds[: values.get("num_hidden_layers")]}  # further layers predict more tokens
 
 
 def _granite_gguf(file: GgufFile, values: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -134,9 +134,9 @@ def compressed_tensors(settings: Settings) -> Scheme:
     """Return the scheme of a configuration. Raises OptionError or InvalidModelError."""
     layouts, sizes, blocks = {settings.get("format")}, set[int](), set[tuple[int, int]]()
     for group in settings.table("config_groups").values():
-        own = Settings(group if isinstance(group, dict) else {}, settings.path, {})
-        layouts.add(own.get("format"))
-        weights = Settings(own.table("weights"), settings.path, {})
+        group_settings = Settings(group if isinstance(group, dict) else {}, settings.path, {})
+        layouts.add(group_settings.get("format"))
+        weights = Settings(group_settings.table("weights"), settings.path, {})
         if weights.get("group_size") not in (None, -1):
             sizes.add(weights.size("group_size"))
         block = weights.get("block_structure")

@@ -48,12 +48,12 @@ def float8(parts: Parts, scale: str, block: tuple[int, int] | None = None) -> Ma
         tall, wide, counts = rows, depth, (1, 1)
     if counts != (-(-rows // tall), -(-depth // wide)):
         raise parts.wrong(scale, f"has shape {scales.shape}, which does not fit a weight of {rows} x {depth}")
-    each = np.arange(rows) // tall
+    block_rows = np.arange(rows) // tall
     values = stored.view(np.uint8)
     if _is_nan(values, str(stored.dtype)):
         raise parts.wrong(".weight", "contains non-finite numbers")
     size = whole(depth) if counts[1] == 1 else wide
-    return Matrix(FLOATS_OF_8_BITS[str(stored.dtype)], values, depth, Groups(size, scales.reshape(counts)[each]))
+    return Matrix(FLOATS_OF_8_BITS[str(stored.dtype)], values, depth, Groups(size, scales.reshape(counts)[block_rows]))
 
 
 def _is_nan(values: Array, dtype: str) -> bool:

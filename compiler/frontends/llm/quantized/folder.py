@@ -51,12 +51,12 @@ def quantization(folder: Path) -> dict[str, Any] | None:
     """Return the quantization settings in config.json; None if there are none."""
     path = folder / "config.json"
     values = read_json(path)
-    found = next((values[key] for key in _KEYS if values.get(key)), None)
-    if found is None and (folder / _OLD_FILE).exists():
+    config = next((values[key] for key in _KEYS if values.get(key)), None)
+    if config is None and (folder / _OLD_FILE).exists():
         return {"quant_method": "gptq", **read_json(folder / _OLD_FILE)}
-    if found is not None and not isinstance(found, dict):
-        raise InvalidModelError(f"{path}: 'quantization_config' is {json.dumps(found)[:80]}, not an object")
-    return found
+    if config is not None and not isinstance(config, dict):
+        raise InvalidModelError(f"{path}: 'quantization_config' is {json.dumps(config)[:80]}, not an object")
+    return config
 
 
 def _schemes(folder: Path) -> tuple[Scheme, ...]:
@@ -82,16 +82,16 @@ class QuantizedFolder:
     def __init__(self, folder: SafetensorsFolder, schemes: Iterable[Scheme]) -> None:
         self._folder = folder
         self._quantized: dict[str, tuple[Scheme, Parts]] = {}
-        left = set(folder.names)
+        unquantized = set(folder.names)
         for scheme in schemes:
             for name in folder.names:
                 end = next((mark for mark in scheme.marks if name.endswith(mark)), None)
                 if end is not None:
                     parts = Parts(folder, name.removesuffix(end))
                     self._quantized[f"{parts.module}.weight"] = scheme, parts
-                    left.difference_update(parts.module + each for each in scheme.ends)
-            left = {name for name in left if not name.endswith(scheme.unused)}
-        self._names = frozenset(left | self._quantized.keys())
+                    unquantized.difference_update(parts.module + each for each in scheme.ends)
+            unquantized = {name for name in unquantized if not name.endswith(scheme.unused)}
+        self._names = frozenset(unquantized | self._quantized.keys())
 
     @property
     def names(self) -> frozenset[str]:
@@ -110,9 +110,9 @@ class QuantizedFolder:
         if name not in self._quantized:
             return self._folder.matrix(name)
         scheme, parts = self._quantized[name]
-        found = scheme.read(parts)
-        assert math.prod(self.shape(name)) == found.rows * found.depth
-        return found
+        result = scheme.read(parts)
+        assert math.prod(self.shape(name)) == result.rows * result.depth
+        return result
 
     def vector(self, name: str) -> Array:
         """Return a tensor as float32."""

@@ -116,9 +116,9 @@ def auto_round(settings: Settings) -> Scheme:
             f"{settings.path}: AutoRound in the format {layout[:80]!r} is not supported",
             f"supported are integers in {' and '.join(layouts)}",
         )
-    for name, own in settings.table("extra_config").items():
-        differs = isinstance(own, dict) and any(own.get(key, value) != value for key, value in _common(settings))
-        if differs and not own.get("bits", 0) >= _FLOAT_BITS:
+    for name, entry in settings.table("extra_config").items():
+        differs = isinstance(entry, dict) and any(entry.get(key, value) != value for key, value in _common(settings))
+        if differs and not entry.get("bits", 0) >= _FLOAT_BITS:
             raise OptionError(
                 f"{settings.path}: AutoRound with settings of single modules ({name[:80]!r}) is not supported"
             )

@@ -40,21 +40,21 @@ class Parts:
         """Return a memory-mapped tensor of one of these numpy types. Raises InvalidModelError for another type or
         shape."""
         self._expect(end)
-        found = self.folder.stored(self.module + end)
-        if str(found.dtype) not in dtypes:
-            raise self.wrong(end, f"has element type {found.dtype}, expected {' or '.join(dtypes)}")
-        if shape is not None and found.shape != tuple(shape):
-            raise self.wrong(end, f"has shape {found.shape}, expected {tuple(shape)}")
-        return found
+        stored = self.folder.stored(self.module + end)
+        if str(stored.dtype) not in dtypes:
+            raise self.wrong(end, f"has element type {stored.dtype}, expected {' or '.join(dtypes)}")
+        if shape is not None and stored.shape != tuple(shape):
+            raise self.wrong(end, f"has shape {stored.shape}, expected {tuple(shape)}")
+        return stored
 
     def floats(self, end: str, shape: Sequence[int] | None = None) -> Array:
         """Return a float tensor, bfloat16 converted to float32; all numbers must be finite. Raises
         InvalidModelError."""
-        found = self.integers(end, _FLOATS, shape)
-        found = found.astype(np.float32) if found.dtype == ml_dtypes.bfloat16 else found
-        if not np.isfinite(found).all():
+        stored = self.integers(end, _FLOATS, shape)
+        stored = stored.astype(np.float32) if stored.dtype == ml_dtypes.bfloat16 else stored
+        if not np.isfinite(stored).all():
             raise self.wrong(end, "contains non-finite numbers")
-        return found
+        return stored
 
     def matrix_shape(self, end: str) -> tuple[int, int]:
         """Return the shape of a 2-D tensor. Raises InvalidModelError for other ranks, or if it is missing."""
@@ -128,12 +128,12 @@ def order_of(parts: Parts, end: str, depth: int, size: int) -> Array | None:
     """Return the features sorted by group (GPTQ's act-order); None if already sorted, or without such a tensor."""
     if not parts.has(end):
         return None
-    found = parts.integers(end, ("int32", "int64"), (depth,))
+    groups = parts.integers(end, ("int32", "int64"), (depth,))
     in_order = np.arange(depth) // size
-    if np.array_equal(found, in_order):
+    if np.array_equal(groups, in_order):
         return None
-    order = np.argsort(found, kind="stable")
-    if not np.array_equal(found[order], in_order):
+    order = np.argsort(groups, kind="stable")
+    if not np.array_equal(groups[order], in_order):
         raise parts.wrong(end, f"does not put {size} features into each of {-(-depth // size)} groups")
     return order
 

@@ -139,12 +139,12 @@ def evaluate(context: NodeContext) -> Evaluated | None:
     if special is not None:
         return special
     function = EVALUATORS.get(context.operator)
-    given = [v for v in context.inputs if v is not None]
-    if function is None or not all(isinstance(v, (Constant, Symbolic)) for v in given):
+    inputs = [v for v in context.inputs if v is not None]
+    if function is None or not all(isinstance(v, (Constant, Symbolic)) for v in inputs):
         return None
-    if any(isinstance(v, Constant) and v.size > MAX_ELEMENTS for v in given):
+    if any(isinstance(v, Constant) and v.size > MAX_ELEMENTS for v in inputs):
         return None
-    if any(v.dtype == "string" for v in given if isinstance(v, (Constant, Symbolic))):
+    if any(v.dtype == "string" for v in inputs if isinstance(v, (Constant, Symbolic))):
         return None
     operands = Operands(context)
     try:
@@ -206,9 +206,9 @@ def _gather(operands: Operands) -> np.ndarray:
     axis = operands.context.axis(operands.context.attribute("axis", 0), array.ndim)
     indices = operands.real(1)
     _check_indices(operands, indices, array.shape[axis])
-    taken = np.empty(array.shape[:axis] + indices.shape + array.shape[axis + 1 :], array.dtype)
-    taken[...] = np.take(array, indices, axis=axis)
-    return taken
+    result = np.empty(array.shape[:axis] + indices.shape + array.shape[axis + 1 :], array.dtype)
+    result[...] = np.take(array, indices, axis=axis)
+    return result
 
 
 def _check_indices(operands: Operands, indices: np.ndarray, size: int) -> None:

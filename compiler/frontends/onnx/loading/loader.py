@@ -73,11 +73,11 @@ def load_model(source: ModelSource) -> LoadedModel:
 
 def graph_initializers(graph: onnx.GraphProto, reader: TensorReader) -> dict[str, Constant]:
     """Return the validated constants of a graph, by name. Raises InvalidModelError."""
-    found = {t.name: reader.constant(t, f"initializer {t.name!r}") for t in graph.initializer}
+    constants = {t.name: reader.constant(t, f"initializer {t.name!r}") for t in graph.initializer}
     for sparse in graph.sparse_initializer:
         name = sparse.values.name
-        found[name] = Constant(dense_from_sparse(sparse, f"initializer {name!r}", reader))
-    return found
+        constants[name] = Constant(dense_from_sparse(sparse, f"initializer {name!r}", reader))
+    return constants
 
 
 def _read(source: ModelSource) -> tuple[onnx.ModelProto, Path | None]:
@@ -187,14 +187,14 @@ def _check_calls(graph: onnx.GraphProto, functions: dict[FunctionKey, onnx.Funct
 
 def all_nodes(nodes: object) -> list[onnx.NodeProto]:
     """Return nodes and those of their subgraphs, at any depth."""
-    found: list[onnx.NodeProto] = []
+    result: list[onnx.NodeProto] = []
     for node in nodes:  # type: ignore[attr-defined]
-        found.append(node)
+        result.append(node)
         for attribute in node.attribute:
             graphs = [attribute.g] if attribute.type == onnx.AttributeProto.GRAPH else list(attribute.graphs)
             for graph in graphs:
-                found.extend(all_nodes(graph.node))
-    return found
+                result.extend(all_nodes(graph.node))
+    return result
 
 
 MAX_ELEMENTS = 2**40
@@ -228,9 +228,9 @@ class TensorReader:
                 raise InvalidModelError(f"{where}: {length} bytes of external data, but shape and type need {expected}")
             return Constant.lazy(lambda: _read_external(path, offset, shape, dtype), shape, dtype)
         if tensor.HasField("raw_data"):
-            found, expected = len(tensor.raw_data), _stored_bytes(dtype, shape)
-            if dtype == "string" or found != expected:
-                raise InvalidModelError(f"{where}: {found} bytes of data, but shape and type need {expected}")
+            stored, expected = len(tensor.raw_data), _stored_bytes(dtype, shape)
+            if dtype == "string" or stored != expected:
+                raise InvalidModelError(f"{where}: {stored} bytes of data, but shape and type need {expected}")
         return Constant.lazy(lambda: self._inline_array(tensor, where), shape, dtype)
 
     def _inline_array(self, tensor: TensorProto, where: str) -> np.ndarray:
@@ -300,9 +300,9 @@ def _check_typed_data(tensor: TensorProto, dtype: str, elements: int, where: str
     elif dtype not in ("string", "bool") and dtypes.bits(dtype) < 8:
         expected = -(-elements * dtypes.bits(dtype) // 8)
     fields = (tensor.float_data, tensor.int32_data, tensor.string_data, tensor.int64_data)
-    found = max(len(data) for data in (*fields, tensor.double_data, tensor.uint64_data))
-    if found != expected:
-        raise InvalidModelError(f"{where} holds {found} values, but its shape {list(tensor.dims)} needs {expected}")
+    count = max(len(data) for data in (*fields, tensor.double_data, tensor.uint64_data))
+    if count != expected:
+        raise InvalidModelError(f"{where} holds {count} values, but its shape {list(tensor.dims)} needs {expected}")
 
 
 def _stored_bytes(dtype: str, shape: tuple[int, ...]) -> int:

@@ -74,14 +74,14 @@ def _stack(context: NodeContext) -> Value:
     sequence = context.value(0)
     if not isinstance(sequence, SequenceValue) or not sequence.values:
         return sequence
-    first, *others = sequence.values
+    first, *rest = sequence.values
     if not isinstance(first, (Constant, Symbolic, Runtime)):
         return sequence
-    for other in others:
-        if not isinstance(other, (Constant, Symbolic, Runtime)) or other.dtype != first.dtype:
+    for tensor in rest:
+        if not isinstance(tensor, (Constant, Symbolic, Runtime)) or tensor.dtype != first.dtype:
             return sequence
         proved = context.arithmetic.equal_is_proved
-        if len(other.shape) != len(first.shape) or not all(map(proved, first.shape, other.shape)):
+        if len(tensor.shape) != len(first.shape) or not all(map(proved, first.shape, tensor.shape)):
             return sequence
     op = Composer(context)
     return StackedSequence(op("Concat", *(op("Unsqueeze", each, int64s(0)) for each in sequence.values), axis=0))
@@ -154,10 +154,10 @@ def _single_parts(context: NodeContext, axis: int, rank: int, drop: bool) -> Sta
 def _lengths(context: NodeContext, size: int) -> list[int]:
     if not context.has_input(1):
         return [1] * size
-    given = context.constant(1)
-    if given.ndim:
-        return [int(v) for v in given]
-    chunk = int(given)
+    split = context.constant(1)
+    if split.ndim:
+        return [int(v) for v in split]
+    chunk = int(split)
     if chunk <= 0:
         context.invalid(f"parts of length {chunk}")
     return [min(chunk, size - start) for start in range(0, size, chunk)]

@@ -48,9 +48,9 @@ def _of_complex(*operators: str) -> Callable[[Callable[..., Any]], Callable[...,
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
         def decomposition(*arguments: Any, **named: Any) -> Any:
-            given = [part for each in arguments for part in (each if isinstance(each, list) else [each])]
+            operands = [part for each in arguments for part in (each if isinstance(each, list) else [each])]
             complex_operand = any(
-                isinstance(each, complex) or (isinstance(each, Tensor) and each.is_complex()) for each in given
+                isinstance(each, complex) or (isinstance(each, Tensor) and each.is_complex()) for each in operands
             )
             return function(*arguments, **named) if complex_operand else NotImplemented
 
@@ -66,10 +66,10 @@ def _applies_to_parts(operator: torch._ops.OpOverload) -> None:
     def decomposition(values: Tensor, *arguments: Any, **named: Any) -> Any:
         if not values.is_complex() or named.get("dtype") is not None:
             return NotImplemented
-        found = [operator(*(_part(each, index) for each in (values, *arguments)), **named) for index in range(2)]
-        if isinstance(found[0], Tensor):
-            return _joined(*found)
-        return [_joined(*each) for each in zip(*found, strict=True)]
+        results = [operator(*(_part(each, index) for each in (values, *arguments)), **named) for index in range(2)]
+        if isinstance(results[0], Tensor):
+            return _joined(*results)
+        return [_joined(*each) for each in zip(*results, strict=True)]
 
     decomposition_of(str(operator), dtypes=_COMPLEX)(decomposition)
 

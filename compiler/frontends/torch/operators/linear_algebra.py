@@ -109,9 +109,9 @@ def _qr(matrices: Tensor, mode: str = "reduced") -> tuple[Tensor, Tensor]:
         vector = vector.unsqueeze(-1)
         right = right - factor * vector * (vector.mT @ right)
         left = left - factor * (left @ vector) * vector.mT
-    kept = rows if mode == "complete" else min(rows, columns)
-    right = right[..., :kept, :].triu().to(matrices.dtype)
-    return (matrices.new_empty(0) if mode == "r" else left[..., :kept].to(matrices.dtype)), right
+    width = rows if mode == "complete" else min(rows, columns)
+    right = right[..., :width, :].triu().to(matrices.dtype)
+    return (matrices.new_empty(0) if mode == "r" else left[..., :width].to(matrices.dtype)), right
 
 
 @decomposition_of("aten.linalg_slogdet.default")
@@ -168,9 +168,9 @@ def _powers(values: Tensor, **options: int | None) -> Tensor:
 
 @decomposition_of("aten.vander.default")
 def _vander(values: Tensor, count: int | None = None, increasing: bool = False) -> Tensor:
-    wanted = values.shape[-1] if count is None else count
+    length = values.shape[-1] if count is None else count
     powers = [torch.ones_like(values)]
-    while len(powers) < wanted:
+    while len(powers) < length:
         powers.append(powers[-1] * values)
-    chosen = powers[:wanted]
+    chosen = powers[:length]
     return torch.stack(chosen if increasing else chosen[::-1], -1)

@@ -104,11 +104,11 @@ def _running(
     indices = along_axis(torch.arange(size), values.ndim, dim % values.ndim).expand(values.shape)
     step = 1
     while step < size:
-        own, earlier = values.narrow(dim, step, size - step), values.narrow(dim, 0, size - step)
-        kept = keeps(own, earlier) | own.isnan()
-        parts = values.narrow(dim, 0, step), torch.where(kept, own, earlier)
+        current, earlier = values.narrow(dim, step, size - step), values.narrow(dim, 0, size - step)
+        replaces = keeps(current, earlier) | current.isnan()
+        parts = values.narrow(dim, 0, step), torch.where(replaces, current, earlier)
         positions = indices.narrow(dim, step, size - step), indices.narrow(dim, 0, size - step)
-        indices = torch.cat([indices.narrow(dim, 0, step), torch.where(kept, *positions)], dim)
+        indices = torch.cat([indices.narrow(dim, 0, step), torch.where(replaces, *positions)], dim)
         values, step = torch.cat(parts, dim), 2 * step
     return values, indices
 
@@ -150,10 +150,10 @@ def _mode(values: Tensor, dim: int = -1, keepdim: bool = False) -> tuple[Tensor,
     counts = (moved.unsqueeze(-1) == moved.unsqueeze(-2)).sum(-1)
     commonest = counts == counts.amax(-1, keepdim=True)
     largest = moved.amax(-1, keepdim=True)
-    found = torch.where(commonest, moved, largest).amin(-1, keepdim=True)
-    positions = torch.where(moved == found, torch.arange(moved.shape[-1]), -1).amax(-1, keepdim=True)
-    found, positions = found.movedim(-1, dim), positions.movedim(-1, dim)
-    return (found, positions) if keepdim else (found.squeeze(dim), positions.squeeze(dim))
+    commonest_value = torch.where(commonest, moved, largest).amin(-1, keepdim=True)
+    positions = torch.where(moved == commonest_value, torch.arange(moved.shape[-1]), -1).amax(-1, keepdim=True)
+    commonest_value, positions = commonest_value.movedim(-1, dim), positions.movedim(-1, dim)
+    return (commonest_value, positions) if keepdim else (commonest_value.squeeze(dim), positions.squeeze(dim))
 
 
 @decomposition_of("aten.nanmedian.dim")
@@ -162,9 +162,9 @@ def _nanmedian_of_axis(values: Tensor, dim: int, keepdim: bool = False) -> tuple
     ordered, positions = values.nan_to_num(float("inf"), float("inf"), float("-inf")).sort(dim)
     count = (~values.isnan()).sum(dim, keepdim=True)
     middle = ((count + 1) // 2 - 1).clamp(min=0)
-    found, index = ordered.gather(dim, middle), positions.gather(dim, middle)
-    found = torch.where(count == 0, float("nan"), found)
-    return (found, index) if keepdim else (found.squeeze(dim), index.squeeze(dim))
+    median, index = ordered.gather(dim, middle), positions.gather(dim, middle)
+    median = torch.where(count == 0, float("nan"), median)
+    return (median, index) if keepdim else (median.squeeze(dim), index.squeeze(dim))
 
 
 @decomposition_of("aten.nanmedian.default")
@@ -186,11 +186,11 @@ def _searchsorted(
     ones."""
     if sorter is not None:
         ordered = ordered.gather(-1, sorter)
-    one, other = ordered.unsqueeze(-2) if ordered.ndim > 1 else ordered, values.unsqueeze(-1)
-    before = one <= other if right or side == "right" else one < other
+    boundaries, targets = ordered.unsqueeze(-2) if ordered.ndim > 1 else ordered, values.unsqueeze(-1)
+    precedes = boundaries <= targets if right or side == "right" else boundaries < targets
     if ordered.is_floating_point():
-        before = before | one.isnan() | other.isnan()  # torch continues past incomparable elements
-    return before.sum(-1).to(torch.int32 if out_int32 else torch.int64)
+        precedes = precedes | boundaries.isnan() | targets.isnan()  # torch continues past incomparable elements
+    return precedes.sum(-1).to(torch.int32 if out_int32 else torch.int64)
 
 
 def _has_dynamic_boundaries(node: torch.fx.Node) -> bool:

@@ -20,14 +20,14 @@ def _adaptive_max_pool(values: Tensor, output_size: Sequence[int]) -> tuple[Tens
     sizes = _sizes(values)[-rank:]
     if is_dynamic(sizes):
         return _largest_by_axis(values, output_size)
-    found, positions = [], []
+    maxima, positions = [], []
     for window in itertools.product(*map(_windows, sizes, output_size)):
         inside: Any = (..., *(slice(*each) for each in window))
         largest, index = values[inside].flatten(-rank).max(-1)
-        found.append(largest)
+        maxima.append(largest)
         positions.append(_position_in_image(index, window, sizes))
     shape = (*values.shape[:-rank], *output_size)
-    return torch.stack(found, -1).reshape(shape), torch.stack(positions, -1).reshape(shape)
+    return torch.stack(maxima, -1).reshape(shape), torch.stack(positions, -1).reshape(shape)
 
 
 def _largest_by_axis(values: Tensor, output_size: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -40,20 +40,20 @@ def _largest_by_axis(values: Tensor, output_size: Sequence[int]) -> tuple[Tensor
         size = sizes[axis]
         inside = _inside(size, parts)
         spread = values.movedim(axis, -1).unsqueeze(-2)
-        found = torch.where(inside, spread, torch.full((), least, dtype=values.dtype)).max(-1)
-        before = positions.movedim(axis, -1).unsqueeze(-2).expand(*found.indices.shape, size)
-        index = before.gather(-1, found.indices.unsqueeze(-1)).squeeze(-1) + found.indices * stride
-        values, positions, stride = found.values.movedim(-1, axis), index.movedim(-1, axis), stride * size
+        largest = torch.where(inside, spread, torch.full((), least, dtype=values.dtype)).max(-1)
+        before = positions.movedim(axis, -1).unsqueeze(-2).expand(*largest.indices.shape, size)
+        index = before.gather(-1, largest.indices.unsqueeze(-1)).squeeze(-1) + largest.indices * stride
+        values, positions, stride = largest.values.movedim(-1, axis), index.movedim(-1, axis), stride * size
     return values, positions
 
 
 def _position_in_image(index: Tensor, window: Sequence[tuple[int, int]], sizes: Sequence[int]) -> Tensor:
     """Convert a flat position in a window to one in the image."""
-    whole, stride = torch.zeros_like(index), 1
+    position, stride = torch.zeros_like(index), 1
     for (start, end), size in zip(reversed(window), reversed(sizes), strict=True):
-        whole = whole + (index % (end - start) + start) * stride
+        position = position + (index % (end - start) + start) * stride
         index, stride = index // (end - start), stride * size
-    return whole
+    return position
 
 
 @decomposition_of("aten.adaptive_max_pool1d.default")
@@ -171,9 +171,9 @@ def _ps_roi_align(
     values: Tensor, regions: Tensor, scale: float, height: int, width: int, sampling_ratio: int
 ) -> tuple[Tensor, Tensor]:
     """Pool each part of a region from its own channels: the diagonal of RoiAlign's result."""
-    whole = torch.ops.torchvision.roi_align(values, regions, scale, height, width, sampling_ratio, True)
+    aligned = torch.ops.torchvision.roi_align(values, regions, scale, height, width, sampling_ratio, True)
     channels = values.shape[1] // (height * width)
-    parts = whole.reshape(regions.shape[0], channels, height, width, height, width)
-    own = parts.diagonal(0, 2, 4).diagonal(0, 2, 3)
+    parts = aligned.reshape(regions.shape[0], channels, height, width, height, width)
+    selected = parts.diagonal(0, 2, 4).diagonal(0, 2, 3)
     sources = torch.arange(values.shape[1], dtype=torch.int32).reshape(1, channels, height, width)
-    return own.contiguous(), sources.expand(own.shape)
+    return selected.contiguous(), sources.expand(selected.shape)

@@ -177,12 +177,12 @@ def choose(
 
 def fields(context: NodeContext, chosen: relax.Expr, shapes: Sequence[Sequence[Dim]]) -> list[relax.Expr]:
     """Return the tensors in a tuple with those shapes, checked at run time if the types do not imply them."""
-    found: list[relax.Expr] = []
+    result: list[relax.Expr] = []
     for index, shape in enumerate(shapes):
         field = context.block_builder.emit(relax.TupleGetItem(chosen, index))
         wanted = relax.TensorType(list(shape), field.ty.dtype)
-        found.append(field if tvm_ffi.structural_equal(field.ty, wanted) else context.match_shape(field, shape))
-    return found
+        result.append(field if tvm_ffi.structural_equal(field.ty, wanted) else context.match_shape(field, shape))
+    return result
 
 
 def joined_shape(context: NodeContext, left: Sequence[Dim], right: Sequence[Dim]) -> list[Dim]:

@@ -62,9 +62,9 @@ def loop(context: NodeContext) -> list[Value]:
         rest = iter(values)
         given = [state[index] if index in appended else next(rest) for index in range(len(state))]
         go, *results = context.import_subgraph(body, [iteration, _TRUE, *given])
-        kept = [result for index, result in enumerate(results[: len(state)]) if index not in appended]
+        carried = [result for index, result in enumerate(results[: len(state)]) if index not in appended]
         elements = [_inserted(results[index]) for index in appended]
-        return Step(_folded(context, go), kept, [*results[len(state) :], *elements])
+        return Step(_folded(context, go), carried, [*results[len(state) :], *elements])
 
     result = run_loop(
         context,
@@ -89,7 +89,7 @@ def loop(context: NodeContext) -> list[Value]:
 def _appended(body: onnx.GraphProto, state: Sequence[Value]) -> list[int]:
     """Return the state positions of empty sequences to which each iteration only appends an element."""
     inner = {name for graph in (g for node in body.node for g in subgraphs(node)) for name in captured_names(graph)}
-    found = []
+    indices = []
     for index, value in enumerate(state[: len(body.output) - 1]):
         name, result = body.input[index + 2].name, body.output[index + 1].name
         users = [node for node in body.node if name in node.input]
@@ -100,8 +100,8 @@ def _appended(body: onnx.GraphProto, state: Sequence[Value]) -> list[int]:
         given = [each for each in user.input if each]
         adds = user.op_type == "SequenceInsert" and len(given) == 2 and given[0] == name and given[1] != name
         if adds and user.output[0] == result and not any(result in node.input for node in body.node):
-            found.append(index)
-    return found
+            indices.append(index)
+    return indices
 
 
 def _inserted(sequence: Value) -> Value:

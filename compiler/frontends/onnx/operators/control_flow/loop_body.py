@@ -151,7 +151,7 @@ def fitting_body(context: NodeContext, loop: Loop, state: State, trips: relax.Ex
 
 
 def _import_body(context: NodeContext, loop: Loop, state: State, trips: relax.Expr | None) -> Body:
-    found: dict[str, Body] = {}
+    imported: dict[str, Body] = {}
 
     def parameters() -> list[tvm.ir.Var]:
         unique = context.importer.builder.unique_name
@@ -170,18 +170,18 @@ def _import_body(context: NodeContext, loop: Loop, state: State, trips: relax.Ex
         step = loop.body(Runtime(iteration, "int64", loop.sources), values)
         _check_structures(context, state.structures, [structure_of(value) for value in step.state])
         kinds = [element_kind(context, value) for value in step.elements]
-        after = [tensor for value in step.state for tensor in tensors_in(value)]
+        new_state = [tensor for value in step.state for tensor in tensors_in(value)]
         following = context.emit(R.add(iteration, relax.const(1, "int64")))
         go, ends_early = _condition(context, step.go, following, trips)
         shapes = [tuple(shape) for shape, _ in kinds]
-        found["body"] = Body(None, ends_early, after, shapes, [dtype for _, dtype in kinds])  # type: ignore[arg-type]
+        imported["body"] = Body(None, ends_early, new_state, shapes, [dtype for _, dtype in kinds])  # type: ignore[arg-type]
         # A tensor that is only passed through is recognized by its expression, so it is bound unchanged.
-        exprs = [materialized(context, after[index]) for index in state.carried()]
+        exprs = [materialized(context, new_state[index]) for index in state.carried()]
         stacked = [materialized(context, tensor) for value in step.elements for tensor in tensors_in(value)]
         return [following, go, *exprs, *stacked]
 
     function = lift(context, "loop_body", parameters, results)
-    body = found["body"]
+    body = imported["body"]
     body.function = function
     return body
 
@@ -200,10 +200,10 @@ def _condition(
     return wanted if in_range is None else context.emit(R.logical_and(wanted, in_range)), True
 
 
-def _check_structures(context: NodeContext, before: list[Structure], after: list[Structure]) -> None:
-    if len(before) != len(after):
-        context.invalid(f"its body returns {len(after)} values of its state, not {len(before)}")
-    for index, (a, b) in enumerate(zip(before, after, strict=True)):
+def _check_structures(context: NodeContext, old_state: list[Structure], new_state: list[Structure]) -> None:
+    if len(old_state) != len(new_state):
+        context.invalid(f"its body returns {len(new_state)} values of its state, not {len(old_state)}")
+    for index, (a, b) in enumerate(zip(old_state, new_state, strict=True)):
         if a.kind == b.kind == "tensor" and a.dtype != b.dtype:
             context.invalid(f"value {index} of its state is {a.dtype} before and {b.dtype} after its body")
         if not same_structure(a, b):
@@ -217,13 +217,12 @@ def _widen(context: NodeContext, state: State, body: Body) -> bool:
     """Weaken the assumptions about the state to what also holds after the body; return True if anything changed."""
     changed = False
     for index in state.carried():
-        before, after = state.initial[index], body.state[index]
-        if len(before.shape) != len(after.shape):
+        old, new = state.initial[index], body.state[index]
+        if len(old.shape) != len(new.shape):
             context.refuse(
-                f"a tensor of its state has {len(before.shape)} dimensions before and {len(after.shape)} after an "
-                "iteration"
+                f"a tensor of its state has {len(old.shape)} dimensions before and {len(new.shape)} after an iteration"
             )
-        for axis, (a, b) in enumerate(zip(before.shape, after.shape, strict=True)):
+        for axis, (a, b) in enumerate(zip(old.shape, new.shape, strict=True)):
             if axis not in state.varying[index] and not context.arithmetic.equal_is_proved(a, b):
                 state.varying[index].add(axis)
                 changed = True
@@ -287,10 +286,10 @@ class _Recursion:
     def _sizes(self) -> list[tvm.ir.Expr]:
         """Return every symbolic size of the enclosing code that the function needs."""
         captures = [tensor_shape(v) for v in self.body.function.captures if isinstance(v.ty, relax.TensorType)]
-        found: dict[tvm.ir.Expr, None] = dict.fromkeys(self.body.function.sizes)
+        sizes: dict[tvm.ir.Expr, None] = dict.fromkeys(self.body.function.sizes)
         for dim in [*self.expressions, *(d for shape in captures for d in shape if not isinstance(d, int))]:
-            found.update(dict.fromkeys(tirx.analysis.undefined_vars(dim)))
-        return list(found)
+            sizes.update(dict.fromkeys(tirx.analysis.undefined_vars(dim)))
+        return list(sizes)
 
     def _declared(self) -> relax.Function:
         """Return the function without its code: its own parameters, and its result type."""
@@ -397,10 +396,10 @@ class _Recursion:
         with builder.sizes_scope(), function_body(builder, parameters) as code:
             at_bottom = bb.emit(R.equal(level, relax.const(0, "int64")))
             with builder.region() as once:
-                one = bb.emit(self._once(iteration, states))
+                leaf = bb.emit(self._once(iteration, states))
             with builder.region() as twice:
                 many = bb.emit(self._twice(level, iteration, states))
-            code.append(bb.emit(relax.If(at_bottom, relax.SeqExpr(once, one), relax.SeqExpr(twice, many))))
+            code.append(bb.emit(relax.If(at_bottom, relax.SeqExpr(once, leaf), relax.SeqExpr(twice, many))))
         function = relax.Function(parameters, code[-1], self.template.ret_ty, is_pure=True)
         loop = [len(self.carried), int(self.count is not None)]
         bb.update_func(self.variable, function.with_attr(LOOP, loop))
@@ -412,10 +411,10 @@ class _Recursion:
         sizes = [self.renamed[size] for size in function.sizes]
         result = self.context.block_builder.emit(function.call_with([iteration, *states], captures, sizes))
         shapes = [[], [], *self._inner_states(), *self._inner_elements()]
-        found = fields(self.context, result, shapes)
+        results = fields(self.context, result, shapes)
         head = 2 + len(states)
-        stacks = [self.context.emit(R.expand_dims(element, [0])) for element in found[head:]]
-        return relax.Tuple([*found[:head], *stacks])
+        stacks = [self.context.emit(R.expand_dims(element, [0])) for element in results[head:]]
+        return relax.Tuple([*results[:head], *stacks])
 
     def _twice(self, level: relax.Expr, iteration: relax.Expr, states: Sequence[relax.Expr]) -> relax.Expr:
         """Run half of the iterations, then the other half unless the loop has ended."""

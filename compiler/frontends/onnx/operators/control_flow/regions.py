@@ -109,17 +109,17 @@ def _align_body(pooling: _Pooling, ins: Sequence[Expr], out: Expr) -> Stmt:
 
                 def add(c: Expr) -> None:
                     terms = [weight * data[sample, at_y, at_x, c] for at_y, at_x, weight in taps]
-                    before = out[(*indices, c)]
+                    total = out[(*indices, c)]
                     if pooling.largest:
                         highest = reduce(tirx.max, terms)
-                        value = tirx.Select(is_first, highest, tirx.max(before, highest))
+                        value = tirx.Select(is_first, highest, tirx.max(total, highest))
                     else:
-                        value = before + reduce(operator.add, terms)
+                        value = total + reduce(operator.add, terms)
                     T.buffer_store(out, value, [*indices, c])
 
                 def add_zero(c: Expr) -> None:
-                    before, zero = out[(*indices, c)], tirx.const(0, wide)
-                    T.buffer_store(out, tirx.Select(is_first, zero, tirx.max(before, zero)), [*indices, c])
+                    total, zero = out[(*indices, c)], tirx.const(0, wide)
+                    T.buffer_store(out, tirx.Select(is_first, zero, tirx.max(total, zero)), [*indices, c])
 
                 beyond = _is_beyond(data, y, x)
                 with T.If(tirx.Not(beyond)), T.Then():

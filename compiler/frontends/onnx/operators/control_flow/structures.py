@@ -109,11 +109,11 @@ def materialized(context: NodeContext, tensor: Tensor) -> relax.Expr:
 
 def sources_with_captures(context: NodeContext, values: Sequence[Value] = ()) -> frozenset[str]:
     """Return the model inputs that a node with subgraphs depends on, through its inputs and captured values."""
-    found = context.sources().union(*(sources_of(value) for value in values))
+    sources = context.sources().union(*(sources_of(value) for value in values))
     for graph in subgraphs(context.node):
         for name in captured_names(graph):
-            found |= sources_of(context.scope.lookup(name))
-    return found
+            sources |= sources_of(context.scope.lookup(name))
+    return sources
 
 
 def require_known(context: NodeContext, inputs: Sequence[int]) -> None:

@@ -433,7 +433,7 @@ def comparison(context: NodeContext) -> relax.Expr:
 @converter("BitShift", since=11)
 def bit_shift(context: NodeContext) -> relax.Expr:
     """Shift by any number of bits; beyond the width, only the sign remains."""
-    left = context.required_attribute("direction") == "LEFT"
+    shifts_left = context.required_attribute("direction") == "LEFT"
     dtype = context.dtype(0)
     width = dtypes.bits(dtype)
 
@@ -441,8 +441,8 @@ def bit_shift(context: NodeContext) -> relax.Expr:
         count = y.astype("int64")
         inside = tirx.all(count >= 0, count < width)
         amount = tirx.Select(inside, count, tirx.const(width - 1, "int64")).astype(dtype)
-        shifted = x << amount if left else x >> amount
-        if not left and not dtypes.is_unsigned(dtype):
+        shifted = x << amount if shifts_left else x >> amount
+        if not shifts_left and not dtypes.is_unsigned(dtype):
             return shifted
         return tirx.Select(inside, shifted, const(0, x))
 
@@ -481,8 +481,8 @@ def _clip(context: NodeContext, low: relax.Expr | None, high: relax.Expr | None)
         if context.has_input(index) and context.rank(index) and context.shape(index) != (1,):
             context.invalid(f"its limit has shape {context.shape(index)}; it must be a scalar")
     low, high = (context.reshape(v, ()) if v is not None and v.ty.ndim else v for v in (low, high))
-    given = [limit for limit in (low, high) if limit is not None]
-    if not given:
+    bounds = [limit for limit in (low, high) if limit is not None]
+    if not bounds:
         return data
 
     def function(x: Expr, *limits: Expr) -> Expr:
@@ -493,4 +493,4 @@ def _clip(context: NodeContext, low: relax.Expr | None, high: relax.Expr | None)
             result = tirx.min(result, limits[-1])
         return tirx.Select(broadcasting.is_nan(x), x, result) if is_float else result
 
-    return in_float32(context, lambda *wide: elementwise(context, "clip", function, *wide), data, *given)
+    return in_float32(context, lambda *wide: elementwise(context, "clip", function, *wide), data, *bounds)

@@ -91,10 +91,10 @@ def _pivot(work: Buffer, right: Buffer, state: Buffer, column: Expr, size: Expr)
             state[0] = row.astype("float64")
     for buffer in (work, right):
         with T.serial(0, size) as j, T.seq_scope():
-            other = state[0].astype("int64") * size + j
+            pivot_element = state[0].astype("int64") * size + j
             state[1] = buffer[column * size + j]
-            buffer[column * size + j] = buffer[other]
-            buffer[other] = state[1]
+            buffer[column * size + j] = buffer[pivot_element]
+            buffer[pivot_element] = state[1]
 
 
 def matrix_product(context: NodeContext, a: relax.Expr, b: relax.Expr, *, out_dtype: str | None = None) -> relax.Expr:
@@ -119,14 +119,14 @@ def matrix_product(context: NodeContext, a: relax.Expr, b: relax.Expr, *, out_dt
 def _same_inner_size(context: NodeContext, a: relax.Expr, b: relax.Expr) -> tuple[relax.Expr, relax.Expr]:
     left, right = tensor_shape(a), tensor_shape(b)
     inner = len(right) - 2 if len(right) > 1 else 0
-    mine, other = left[-1], right[inner]
-    if context.arithmetic.equal_is_proved(mine, other):
+    inner_a, inner_b = left[-1], right[inner]
+    if context.arithmetic.equal_is_proved(inner_a, inner_b):
         return a, b
-    if isinstance(mine, int) and isinstance(other, int):
-        context.invalid(f"the inner sizes {mine} and {other} of a matrix product differ")
-    if isinstance(mine, int):
-        return a, context.match_shape(b, [mine if axis == inner else size for axis, size in enumerate(right)])
-    return context.match_shape(a, [*left[:-1], other]), b
+    if isinstance(inner_a, int) and isinstance(inner_b, int):
+        context.invalid(f"the inner sizes {inner_a} and {inner_b} of a matrix product differ")
+    if isinstance(inner_a, int):
+        return a, context.match_shape(b, [inner_a if axis == inner else size for axis, size in enumerate(right)])
+    return context.match_shape(a, [*left[:-1], inner_b]), b
 
 
 def _broadcast_stacks(context: NodeContext, a: relax.Expr, b: relax.Expr) -> tuple[relax.Expr, relax.Expr]:
@@ -177,9 +177,9 @@ def gemm(context: NodeContext) -> relax.Expr:
 def _bias_of(context: NodeContext, bias: relax.Expr, shape: Sequence[Dim]) -> relax.Expr:
     """Return the bias, broadcast to the matmul's size if its own is symbolic and not known to be equal or 1."""
     own = tensor_shape(bias)
-    for size, wanted in zip(own[::-1], shape[::-1], strict=False):
+    for size, target in zip(own[::-1], shape[::-1], strict=False):
         if is_number(size) and size != 1:  # the matmul does not broadcast to its bias
-            require(context, wanted, "equal", size)
+            require(context, target, "equal", size)
     try:
         _, sure = broadcast_shapes(context, [shape, tensor_shape(bias)])
     except ValueError as error:
@@ -247,10 +247,10 @@ def _eliminate(source: Buffer, result: Buffer, work: Buffer, b: Expr, size: Expr
                 # Starts at a vector boundary: the rest of the column is not read again.
                 lanes = 1 if isinstance(size, tirx.IntImm) and int(size) < _LANES else _LANES
                 start = tirx.floordiv(column + 1, int64(lanes)) * int64(lanes)
-                own, above = row * size + start, column * size + start
+                target, above = row * size + start, column * size + start
 
-                def subtract(i: Expr, own: Expr = own, above: Expr = above, factor: Expr = factor) -> None:
-                    work[own + i] = work[own + i] - factor * work[above + i]
+                def subtract(i: Expr, target: Expr = target, above: Expr = above, factor: Expr = factor) -> None:
+                    work[target + i] = work[target + i] - factor * work[above + i]
 
                 in_vectors(size - start, "float64", subtract)
         result[b] = work[product].astype(dtype)
@@ -344,11 +344,11 @@ def _parse(context: NodeContext) -> tuple[list[list[str]], list[str]]:
 
 def _labels(context: NodeContext, part: str, rank: int) -> tuple[list[str], int]:
     """Return the labels of one term; an ellipsis covers the remaining axes, numbered from the end."""
-    before, found, after = part.partition("...")
-    width = rank - len(before) - len(after)
-    if width < 0 or (width and not found) or (not (before + after).isalpha() and before + after):
+    head, ellipsis, tail = part.partition("...")
+    width = rank - len(head) - len(tail)
+    if width < 0 or (width and not ellipsis) or (not (head + tail).isalpha() and head + tail):
         context.invalid(f"the term {part!r} does not fit a tensor of rank {rank}")
-    return [*before, *(str(axis) for axis in range(width - 1, -1, -1)), *after], width
+    return [*head, *(str(axis) for axis in range(width - 1, -1, -1)), *tail], width
 
 
 def _diagonal(context: NodeContext, term: Term) -> Term:
@@ -384,10 +384,10 @@ def _common_sizes(context: NodeContext, terms: list[Term]) -> list[Term]:
             sizes[label] = size
     result = []
     for term in terms:
-        wanted = [sizes[label] for label in term.labels]
+        target_shape = [sizes[label] for label in term.labels]
         own = tensor_shape(term.data)
-        equal = all(context.arithmetic.equal_is_proved(a, b) for a, b in zip(own, wanted, strict=True))
-        data = term.data if equal else broadcast_to(context, term.data, wanted)
+        equal = all(context.arithmetic.equal_is_proved(a, b) for a, b in zip(own, target_shape, strict=True))
+        data = term.data if equal else broadcast_to(context, term.data, target_shape)
         result.append(Term(data, term.labels))
     return result
 

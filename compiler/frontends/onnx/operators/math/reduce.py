@@ -219,9 +219,9 @@ def position_of_extremum(
 
         def position(*indices: Expr) -> Expr:
             value = read(indices, n)
-            found = value == best(*indices)
-            found = tirx.any(found, broadcasting.is_nan(value)) if dtypes.is_float(dtype) else found
-            index = tirx.Select(found, n.var.astype(index_type), none)
+            is_extremum = value == best(*indices)
+            is_extremum = tirx.any(is_extremum, broadcasting.is_nan(value)) if dtypes.is_float(dtype) else is_extremum
+            index = tirx.Select(is_extremum, n.var.astype(index_type), none)
             return te.max(index, axis=n) if last else te.min(index, axis=n)
 
         index = te.compute(shape, position, name="index")
@@ -397,13 +397,13 @@ def _extremum_kernel(axis: int, *, greatest: bool) -> Callable[..., te.Tensor]:
                         with T.Then():
                             result[at(step)] = tirx.const(0, "int64")
                         with T.Else():
-                            before = result[at(step - 1)]
-                            own, best = (_comparable(source[at(each)]) for each in (step, before))
-                            kept = own >= best if greatest else own <= best
-                            kept = (
-                                tirx.any(kept, broadcasting.is_nan(own)) if dtypes.is_float(str(data.dtype)) else kept
+                            previous = result[at(step - 1)]
+                            new, best = (_comparable(source[at(each)]) for each in (step, previous))
+                            wins = new >= best if greatest else new <= best
+                            wins = (
+                                tirx.any(wins, broadcasting.is_nan(new)) if dtypes.is_float(str(data.dtype)) else wins
                             )
-                            result[at(step)] = tirx.Select(kept, step, before)
+                            result[at(step)] = tirx.Select(wins, step, previous)
                 return builder.get()
 
         out = tirx.decl_buffer(data.shape, "int64", "running", layout=None)

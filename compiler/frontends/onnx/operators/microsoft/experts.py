@@ -171,16 +171,16 @@ class _Mixture:
         context = self.context
         depth = int(tensor_shape(slots)[1])
         weights = self._floats(layer, columns, depth) if layer.scales is None else self._blocks(layer, columns, depth)
-        whole = BlockWeight.of_experts(self.experts, columns, weights)
+        stacked = BlockWeight.of_experts(self.experts, columns, weights)
         rounds = context.attribute("accuracy_level", 0) == INT8_DATA
-        found: Expr = expert_product(
-            context.block_builder, slots, whole, columns, routing.experts, "int8" if rounds else "float32"
+        product: Expr = expert_product(
+            context.block_builder, slots, stacked, columns, routing.experts, "int8" if rounds else "float32"
         )
         if not context.has_input(layer.bias):
-            return found
+            return product
         bias = self._gate_first(layer, self._array(layer.bias, columns).astype(np.float32))
         rows = R.take(relax.const(bias), routing.experts, axis=0)
-        return context.emit(R.add(found, context.emit(rows)))
+        return context.emit(R.add(product, context.emit(rows)))
 
     def _shape(self, layer: _Layer) -> tuple[int, ...]:
         shape = self.context.shape(layer.weight)
@@ -238,9 +238,9 @@ class _Mixture:
         zeros: np.ndarray = np.full((1, 1, 1), 2 ** (bits - 1), np.uint8)
         if context.has_input(layer.zeros):
             # With one scale per row, the zero points of neighboring rows share a byte.
-            rows, each = (columns, groups) if groups > 1 else (1, columns)
-            packed = self._array(layer.zeros, rows, _bytes(each, bits))
-            zeros = unpacked(packed, bits)[..., :each].reshape(scales.shape)
+            rows, rows_of_block = (columns, groups) if groups > 1 else (1, columns)
+            packed = self._array(layer.zeros, rows, _bytes(rows_of_block, bits))
+            zeros = unpacked(packed, bits)[..., :rows_of_block].reshape(scales.shape)
         values, scales, zeros = (self._gate_first(layer, each) for each in (values, scales, zeros))
         vary = zeros.size > 1
         for expert in range(self.experts):

@@ -137,18 +137,18 @@ def causal_conv_with_state(context: NodeContext) -> list[TensorValue]:
     if not isinstance(size, int) or not isinstance(channels, int):
         context.refuse("the shape of its weights is not known when compiling")
     step = int(context.attribute("dilation", 1))
-    before, data = (size - 1) * step, context.tensor(0)
+    history, data = (size - 1) * step, context.tensor(0)
     if context.has_input(3):
         data = op("Concat", context.value(3), data, axis=2)
     else:
-        data = op("Pad", data, int64s(0, 0, before, 0, 0, 0))
+        data = op("Pad", data, int64s(0, 0, history, 0, 0, 0))
     result = op("Conv", data, context.value(1), given(context, 2), group=channels, dilations=[step])
     activation = context.attribute("activation", "none")
     if activation in ("silu", "swish"):
         result = swish(op, result)
     elif activation != "none":
         context.refuse(f"the activation {activation!r} is not supported")
-    start = -before or 2**62  # a kernel of one position keeps none
+    start = -history or 2**62  # a kernel of one position keeps none
     return [result, op("Slice", data, int64s(start), int64s(2**62), int64s(2))]
 
 

@@ -130,9 +130,9 @@ def _check_sizes(context: NodeContext, heads: _Heads) -> None:
             context.invalid(f"a mask of rank {context.rank(_MASK)}")
         scores = [*query[:3], key[2]]
         *outer, length = context.shape(_MASK)
-        for size, wanted in zip(outer, scores[3 - len(outer) : 3], strict=True):
-            require(context, size, "broadcast", wanted)
-            require(context, wanted, "at least", size)
+        for size, score_size in zip(outer, scores[3 - len(outer) : 3], strict=True):
+            require(context, size, "broadcast", score_size)
+            require(context, score_size, "at least", size)
         require_entries(context, length, key[2])
     if context.has_input(_LENGTHS):
         require_shape(context, context.shape(_LENGTHS), query[:1], "nonpad_kv_seqlen")

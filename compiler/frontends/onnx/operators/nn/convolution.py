@@ -83,9 +83,9 @@ def checked_kernel(context: NodeContext, rank: int) -> tuple[int, ...]:
     sizes = context.shape(1)[2:]
     if not all(isinstance(size, int) for size in sizes):
         context.refuse("the kernel's size is not known when compiling")
-    given = context.attribute("kernel_shape", list(sizes))
-    if list(given) != list(sizes):
-        context.invalid(f"kernel_shape is {list(given)}, the weights' {list(sizes)}")
+    attribute = context.attribute("kernel_shape", list(sizes))
+    if list(attribute) != list(sizes):
+        context.invalid(f"kernel_shape is {list(attribute)}, the weights' {list(sizes)}")
     if len(sizes) != rank or any(size < 1 for size in sizes):
         context.invalid(f"a kernel of shape {list(sizes)}")
     return tuple(sizes)
@@ -185,12 +185,12 @@ def _output_shape(
 ) -> Sequence[Dim] | None:
     """Return the spatial output sizes if prescribed: by output_shape, or by SAME padding."""
     rank = len(sizes)
-    given: list[int] = context.attribute("output_shape", [])
-    if given:
+    shape: list[int] = context.attribute("output_shape", [])
+    if shape:
         # Some exporters include batch and channels.
-        if len(given) not in (rank, rank + 2) or any(size < 1 for size in given[-rank:]):
-            context.invalid(f"output_shape must hold {rank} positive sizes, not {list(given)}")
-        return [int(size) for size in given[-rank:]]
+        if len(shape) not in (rank, rank + 2) or any(size < 1 for size in shape[-rank:]):
+            context.invalid(f"output_shape must hold {rank} positive sizes, not {list(shape)}")
+        return [int(size) for size in shape[-rank:]]
     if mode.startswith("SAME"):
         return [context.arithmetic.multiply(size, stride) for size, stride in zip(sizes, strides, strict=True)]
     return None

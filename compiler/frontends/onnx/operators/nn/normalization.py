@@ -244,9 +244,11 @@ def _exact_parameter(context: NodeContext, index: int, shape: Sequence[Dim], def
         if len(static) != len(shape) or np.prod(static) > _MAX_FILL:
             return None
         return context.literal(default, compute_dtype(context.dtype(0)), tuple(static))
-    own = context.shape(index)
+    stored_shape = context.shape(index)
     tensor = widened(context, context.input(index))
-    same = len(own) == len(shape) and all(arithmetic.equal_is_proved(a, b) for a, b in zip(own, shape, strict=True))
+    same = len(stored_shape) == len(shape) and all(
+        arithmetic.equal_is_proved(a, b) for a, b in zip(stored_shape, shape, strict=True)
+    )
     return cast(context, tensor, compute_dtype(context.dtype(0))) if same else None
 
 
@@ -377,7 +379,7 @@ def _trained_batch(context: NodeContext) -> list[relax.Expr | None]:
     momentum = float(context.attribute("momentum", 0.9))
     running: list[relax.Expr | None] = []
     for index, current in ((3, mean), (4, variance)):
-        kept = R.multiply(cast(context, context.input(index), wide), context.literal(momentum, wide))
+        decayed = R.multiply(cast(context, context.input(index), wide), context.literal(momentum, wide))
         added = R.multiply(context.reshape(current, [channels]), context.literal(1.0 - momentum, wide))
-        running.append(cast(context, context.emit(R.add(kept, added)), statistics))
+        running.append(cast(context, context.emit(R.add(decayed, added)), statistics))
     return [cast(context, result, dtype), *running]

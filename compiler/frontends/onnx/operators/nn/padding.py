@@ -44,32 +44,32 @@ def _pad(context: NodeContext, axes: list[int], pads: Sequence[Dim], value: rela
     if len(pads) != 2 * len(axes):
         context.invalid(f"{len(pads)} pads for {len(axes)} axes")
     shape = context.shape(0)
-    before = {axis: pads[i] for i, axis in enumerate(axes)}
-    after = {axis: pads[i + len(axes)] for i, axis in enumerate(axes)}
+    pads_before = {axis: pads[i] for i, axis in enumerate(axes)}
+    pads_after = {axis: pads[i + len(axes)] for i, axis in enumerate(axes)}
     sizes: list[Dim] = []
     for axis, size in enumerate(shape):
-        grown = arithmetic.add(arithmetic.add(size, before.get(axis, 0)), after.get(axis, 0))
+        grown = arithmetic.add(arithmetic.add(size, pads_before.get(axis, 0)), pads_after.get(axis, 0))
         if isinstance(grown, int) and grown < 0:
             context.invalid(f"its pads leave a negative size at axis {axis}")
         sizes.append(grown)
     if mode == "constant" and all(isinstance(pad, int) and pad >= 0 for pad in pads):
-        widths = [w for axis in range(len(shape)) for w in (before.get(axis, 0), after.get(axis, 0))]
+        widths = [w for axis in range(len(shape)) for w in (pads_before.get(axis, 0), pads_after.get(axis, 0))]
         known = context.known(2) if context.opset >= 11 and context.has_input(2) else None
         fixed = 0 if context.opset >= 11 and not context.has_input(2) else None
         number = known.reshape(-1)[0].item() if known is not None and known.size else fixed
         if number is not None and dtypes.is_float(context.dtype(0)):
             return R.nn.pad(context.input(0), widths, "constant", number)
-    data, offsets = context.input(0), [before.get(axis, 0) for axis in range(len(shape))]
+    data, offsets = context.input(0), [pads_before.get(axis, 0) for axis in range(len(shape))]
     if mode != "constant" and all(isinstance(pad, int) for pad in pads):
         # Cropped elements are not repeated.
-        data = _cropped(context, before, after)
+        data = _cropped(context, pads_before, pads_after)
         offsets = [max(offset, 0) for offset in offsets]
     if mode != "constant":
         for axis, size in enumerate(tensor_shape(data)):
             if not context.arithmetic.equal_is_proved(size, sizes[axis]):
                 require_entries(context, size, sizes[axis])
                 if mode == "reflect":
-                    _require_one_reflection(context, size, (before.get(axis, 0), after.get(axis, 0)))
+                    _require_one_reflection(context, size, (pads_before.get(axis, 0), pads_after.get(axis, 0)))
     return _pad_kernel(context, data, mode, offsets, sizes, value)
 
 
@@ -81,13 +81,13 @@ def _require_one_reflection(context: NodeContext, size: Dim, pads: tuple[Dim, Di
             require(context, size, "at least", least)
 
 
-def _cropped(context: NodeContext, before: dict[int, int], after: dict[int, int]) -> relax.Expr:
+def _cropped(context: NodeContext, pads_before: dict[int, int], pads_after: dict[int, int]) -> relax.Expr:
     """Return the input cropped by negative pads."""
-    cuts = [axis for axis in before if before[axis] < 0 or after[axis] < 0]
+    cuts = [axis for axis in pads_before if pads_before[axis] < 0 or pads_after[axis] < 0]
     if not cuts:
         return context.input(0)
-    begins = [max(-before[axis], 0) for axis in cuts]
-    ends = [context.arithmetic.add(context.shape(0)[axis], min(after[axis], 0)) for axis in cuts]
+    begins = [max(-pads_before[axis], 0) for axis in cuts]
+    ends = [context.arithmetic.add(context.shape(0)[axis], min(pads_after[axis], 0)) for axis in cuts]
     return context.emit(R.strided_slice(context.input(0), cuts, begins, [expression(end) for end in ends]))
 
 

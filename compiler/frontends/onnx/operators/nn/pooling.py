@@ -174,7 +174,7 @@ def average_kernel(window: Window, include_padding: bool) -> Kernel:
 
     def compute(data: Tensor, *sizes: Index) -> Tensor:
         windows = _Windows(window, data, sizes)
-        after = sizes[2 * windows.rank :]
+        pads_after = sizes[2 * windows.rank :]
         wide = compute_dtype(data.dtype)
 
         def total(*indices: Expr) -> Expr:
@@ -190,7 +190,7 @@ def average_kernel(window: Window, include_padding: bool) -> Kernel:
                 start = position * window.strides[axis] - windows.before[axis]
                 low, high = _const(0, "int64"), data.shape[2 + axis]
                 if include_padding:
-                    low, high = -windows.before[axis], high + after[axis]
+                    low, high = -windows.before[axis], high + pads_after[axis]
                 count = count * _taps_between(start, window.kernel[axis], window.dilations[axis], low, high)
             return (sums(*indices) / tirx.max(count, 1).astype(wide)).astype(data.dtype)
 
@@ -344,11 +344,11 @@ def _described(context: NodeContext, window: Window, include: bool) -> PoolWindo
     same = mode.removeprefix("SAME_").lower() if mode.startswith("SAME") else ""
     totals = [extent - 1 for extent in window.extents]
     halves = [total // 2 if same == "upper" else (total + 1) // 2 for total in totals]
-    before = [p if isinstance(p, int) else half for p, half in zip(window.before, halves, strict=True)]
+    pads_before = [p if isinstance(p, int) else half for p, half in zip(window.before, halves, strict=True)]
     rests = zip(window.after, totals, halves, strict=True)
-    after = [p if isinstance(p, int) else total - half for p, total, half in rests]
+    pads_after = [p if isinstance(p, int) else total - half for p, total, half in rests]
     return PoolWindow(
-        window.kernel, window.strides, window.dilations, tuple(before), tuple(after), same, count_pad=include
+        window.kernel, window.strides, window.dilations, tuple(pads_before), tuple(pads_after), same, count_pad=include
     )
 
 
@@ -408,10 +408,10 @@ def max_unpool(context: NodeContext) -> relax.Expr:
     result = context.emit_te(_scatter, context.input(0), context.input(1), *sizes, primfunc_name_hint="max_unpool")
     if not context.has_input(2):
         return result
-    wanted = context.shape_values(2)
-    if len(wanted) != rank + 2:
-        context.invalid(f"output_shape has {len(wanted)} elements for data of rank {rank + 2}")
-    added = [arithmetic.subtract(size, own) for size, own in zip(wanted[2:], shape[2:], strict=True)]
+    output_shape = context.shape_values(2)
+    if len(output_shape) != rank + 2:
+        context.invalid(f"output_shape has {len(output_shape)} elements for data of rank {rank + 2}")
+    added = [arithmetic.subtract(size, own) for size, own in zip(output_shape[2:], shape[2:], strict=True)]
     return padded(context, result, [0] * rank, added, 0)
 
 
@@ -495,20 +495,20 @@ def _add_blocks(
     """Emit one channel of one sample: zeros, plus each tap of all blocks at its original position."""
     rank, area, blocks = len(sizes), _product(sizes), _product(counts)
 
-    def tap(axis: int, taken: list[Expr]) -> None:
+    def tap(axis: int, taps: list[Expr]) -> None:
         if axis == rank:
             number = tirx.const(0, "int64")
-            for extent, each in zip(window.block, taken, strict=True):
-                number = number * extent + each
+            for extent, index in zip(window.block, taps, strict=True):
+                number = number * extent + index
             first = (image * math.prod(window.block) + number) * blocks
-            line(0, taken, first, image * area)
+            line(0, taps, first, image * area)
             return
-        with T.serial(0, tirx.const(window.block[axis], "int64")) as each:
-            tap(axis + 1, [*taken, each])
+        with T.serial(0, tirx.const(window.block[axis], "int64")) as index:
+            tap(axis + 1, [*taps, index])
 
-    def line(axis: int, taken: list[Expr], first: Expr, to: Expr) -> None:
+    def line(axis: int, taps: list[Expr], first: Expr, to: Expr) -> None:
         """Emit the blocks along an axis whose tap is in the image; the last axis is vectorized."""
-        stride, moved = window.strides[axis], taken[axis] * window.dilations[axis] - window.before[axis]
+        stride, moved = window.strides[axis], taps[axis] * window.dilations[axis] - window.before[axis]
         low = tirx.max(tirx.floordiv(stride - 1 - moved, tirx.const(stride, "int64")), tirx.const(0, "int64"))
         high = tirx.min(tirx.floordiv(sizes[axis] - 1 - moved, tirx.const(stride, "int64")) + 1, counts[axis])
         extent = tirx.max(high - low, tirx.const(0, "int64"))
@@ -522,7 +522,7 @@ def _add_blocks(
             return
         inner, lines = _product(sizes[axis + 1 :]), _product(counts[axis + 1 :])
         with T.serial(0, extent) as i:
-            line(axis + 1, taken, first + (low + i) * lines, to + ((low + i) * stride + moved) * inner)
+            line(axis + 1, taps, first + (low + i) * lines, to + ((low + i) * stride + moved) * inner)
 
     with T.seq_scope():
         in_vectors(area, dtype, lambda i: out.__setitem__(image * area + i, tirx.const(0, dtype)))

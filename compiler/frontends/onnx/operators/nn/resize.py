@@ -116,9 +116,9 @@ def _from_scales(
         context.invalid(f"{len(axes)} positive scales are needed, not {list(scales)}")
     result = []
     for axis, scale in zip(axes, scales, strict=True):
-        before = context.shape(0)[axis]
+        old_size = context.shape(0)[axis]
         start, end = regions.get(axis, (0.0, 1.0))
-        result.append(AxisResize(axis, before, _scaled(context, before, scale), scale, start, end))
+        result.append(AxisResize(axis, old_size, _scaled(context, old_size, scale), scale, start, end))
     return result
 
 
@@ -152,12 +152,12 @@ def _fitted(
     context: NodeContext, axes: Sequence[int], sizes: Sequence[Dim], *, larger: bool
 ) -> tuple[list[Dim], float]:
     """Return sizes with the aspect ratio kept, and the common scale."""
-    before = [context.shape(0)[axis] for axis in axes]
-    if not all(isinstance(size, int) for size in [*before, *sizes]):
+    old_sizes = [context.shape(0)[axis] for axis in axes]
+    if not all(isinstance(size, int) for size in [*old_sizes, *sizes]):
         context.refuse("keep_aspect_ratio_policy with sizes that are not known when compiling; fix them with shapes=")
-    ratios = [np.float32(after) / np.float32(size) for after, size in zip(sizes, before, strict=True)]
+    ratios = [np.float32(new_size) / np.float32(size) for new_size, size in zip(sizes, old_sizes, strict=True)]
     scale = float(max(ratios) if larger else min(ratios))
-    return [int(np.floor(np.float32(scale) * np.float32(size) + np.float32(0.5))) for size in before], scale
+    return [int(np.floor(np.float32(scale) * np.float32(size) + np.float32(0.5))) for size in old_sizes], scale
 
 
 def _resized(context: NodeContext, axes: list[AxisResize], sampling: Sampling) -> relax.Expr:

@@ -243,9 +243,9 @@ def _resize_axis(context: NodeContext, data: relax.Expr, axis: AxisResize, sampl
     if sampling.antialias and axis.static_scale is None:
         return _resize_axis_by_dynamic_taps(context, data, axis, sampling)
 
-    def compute(tensor: Tensor, after: Expr) -> Tensor:
-        bound = _with_sizes(axis, tensor.shape[axis.axis], after)
-        shape = [*tensor.shape[: axis.axis], after, *tensor.shape[axis.axis + 1 :]]
+    def compute(tensor: Tensor, new_size: Expr) -> Tensor:
+        bound = _with_sizes(axis, tensor.shape[axis.axis], new_size)
+        shape = [*tensor.shape[: axis.axis], new_size, *tensor.shape[axis.axis + 1 :]]
 
         def place(position: Expr) -> Expr:
             return source_coordinate(TvmOperations, sampling, bound, position.astype("float32"))
@@ -318,8 +318,8 @@ def _resize_axis_by_dynamic_taps(
     """Antialiased resize with a size-dependent number of averaged elements: the kernel also computes the weight
     table."""
 
-    def compute(tensor: Tensor, after: Expr) -> Tensor:
-        bound = _with_sizes(axis, tensor.shape[axis.axis], after)
+    def compute(tensor: Tensor, new_size: Expr) -> Tensor:
+        bound = _with_sizes(axis, tensor.shape[axis.axis], new_size)
         count = dynamic_taps(sampling, bound)
 
         def coordinate(position: Expr) -> Expr:
@@ -328,9 +328,9 @@ def _resize_axis_by_dynamic_taps(
         def tap(position: Expr, number: Expr) -> tuple[Expr, Expr]:
             return dynamic_tap(sampling, bound, coordinate(position), number)
 
-        weights = te.compute((after, count), lambda o, k: tap(o, k)[1], name="weights")
+        weights = te.compute((new_size, count), lambda o, k: tap(o, k)[1], name="weights")
         summed = te.reduce_axis((0, count), name="tap")
-        totals = te.compute((after,), lambda o: te.sum(weights(o, summed), axis=summed), name="totals")
+        totals = te.compute((new_size,), lambda o: te.sum(weights(o, summed), axis=summed), name="totals")
         number = te.reduce_axis((0, count), name="tap")
 
         def term(*output: Expr) -> Expr:
@@ -341,7 +341,7 @@ def _resize_axis_by_dynamic_taps(
             # An element with zero weight may be infinite.
             return tirx.Select(weight == 0, tirx.const(0, tensor.dtype), value * weight.astype(tensor.dtype))
 
-        shape = [*tensor.shape[: axis.axis], after, *tensor.shape[axis.axis + 1 :]]
+        shape = [*tensor.shape[: axis.axis], new_size, *tensor.shape[axis.axis + 1 :]]
         sums = te.compute(shape, lambda *o: te.sum(term(*o), axis=number), name="resize")
 
         def element(*output: Expr) -> Expr:
@@ -608,13 +608,13 @@ Operations = type[NumpyOperations] | type[TvmOperations]
 
 def source_coordinate(ops: Operations, sampling: Sampling, axis: AxisResize, position: Expr) -> Expr:
     """Return the input coordinate of output `position` (float32)."""
-    before, after = ops.real(axis.before), ops.real(axis.after)
+    old_size, new_size = ops.real(axis.before), ops.real(axis.after)
     # TVM's simplifier fails on a quotient of quotients, hence the maximum.
-    scale = ops.real(axis.scale) if axis.scale is not None else ops.maximum(after / before, ops.real(0.0))
+    scale = ops.real(axis.scale) if axis.scale is not None else ops.maximum(new_size / old_size, ops.real(0.0))
     # With a given scale, the length may be fractional.
-    length = before * scale if axis.scale is not None else after
+    length = old_size * scale if axis.scale is not None else new_size
     half, one = ops.real(0.5), ops.real(1.0)
-    last = before - one
+    last = old_size - one
     mode = sampling.coordinates
     if mode == "asymmetric":
         return position / scale
@@ -630,9 +630,9 @@ def source_coordinate(ops: Operations, sampling: Sampling, axis: AxisResize, pos
         return ops.where(length == one, middle, moved)
     centered = (position + half) / scale - half
     if mode == "pytorch_half_pixel":
-        return ops.where(after > one, centered, ops.real(0.0) * position)
+        return ops.where(new_size > one, centered, ops.real(0.0) * position)
     if mode == "half_pixel_symmetric":
-        return before * half * (one - after / length) + centered
+        return old_size * half * (one - new_size / length) + centered
     return centered
 
 

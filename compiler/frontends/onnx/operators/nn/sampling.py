@@ -77,10 +77,10 @@ def _grid_sample_kernel(mode: str, padding: str, align: bool) -> Callable[..., T
         coordinates = [coordinates_of(axis) for axis in range(rank)]
 
         def taps(axis: int, indices: Sequence[Expr]) -> list[Tap]:
-            own, size = coordinates[axis](*indices), lengths[axis]
+            point, size = coordinates[axis](*indices), lengths[axis]
             if mode == "nearest":
-                return [(_padded(own, size, padding, align), tirx.const(1, wide))]
-            pairs = cubic_taps(own) if mode == "cubic" else linear_taps(own)
+                return [(_padded(point, size, padding, align), tirx.const(1, wide))]
+            pairs = cubic_taps(point) if mode == "cubic" else linear_taps(point)
             return [(_padded(position, size, padding, align), weight) for position, weight in pairs]
 
         tables = tap_tables(positions, lengths, taps, zeros=zeros)

@@ -174,11 +174,11 @@ def multiplier(context: NodeContext, factors: list[int], divisor: int, shape: li
 
 def _scale(context: NodeContext, index: int, shape: list[Dim] | None) -> relax.Expr:
     expr = cast(context, context.input(index), "float32")
-    own = tensor_shape(expr)
-    if len(own) == 1 and own[0] == 1:
+    scale_shape = tensor_shape(expr)
+    if len(scale_shape) == 1 and scale_shape[0] == 1:
         return context.reshape(expr, ())
-    if len(own) == 1 and shape is not None:
-        target = [own[0] if isinstance(size, int) and size == -1 else size for size in shape]
+    if len(scale_shape) == 1 and shape is not None:
+        target = [scale_shape[0] if isinstance(size, int) and size == -1 else size for size in shape]
         return context.reshape(expr, target)
     return expr
 

@@ -48,10 +48,10 @@ _SCALARS = {"value_float": np.float32, "value_floats": np.float32, "value_int": 
 def constant(context: NodeContext) -> Value:
     """Return the value in any of its forms: a tensor, a sparse tensor, numbers or strings."""
     reader = context.importer.model.reader
-    given = [attribute.name for attribute in context.node.attribute]
-    if len(given) != 1:
-        context.invalid(f"it must have exactly one value, not {given}")
-    (name,) = given
+    names = [attribute.name for attribute in context.node.attribute]
+    if len(names) != 1:
+        context.invalid(f"it must have exactly one value, not {names}")
+    (name,) = names
     if name == "value":
         return reader.constant(context.required_attribute(name), f"the value of Constant {context.name!r}")
     if name == "sparse_value":
@@ -128,9 +128,9 @@ def arange(context: NodeContext) -> relax.Expr:
         start, limit, delta = (context.shape_values(i, signed=True)[0] for i in range(3))
         return _integer_range(context, start, limit, delta, dtype)
     if any(context.known(i) is None for i in range(3)):
-        whole = [_whole_number(context, i) for i in range(3)]
-        if all(number is not None for number in whole):
-            return _integer_range(context, whole[0], whole[1], whole[2], dtype)
+        numbers = [_whole_number(context, i) for i in range(3)]
+        if all(number is not None for number in numbers):
+            return _integer_range(context, numbers[0], numbers[1], numbers[2], dtype)
         return _computed_range(context, dtype)
     start, limit, delta = (context.scalar(i) for i in range(3))
     if delta == 0:
@@ -216,9 +216,9 @@ def one_hot(context: NodeContext) -> relax.Expr:
 
     def encode(index: te.Tensor, pair: te.Tensor, *target: Expr) -> te.Tensor:
         def element(*position: Expr) -> Expr:
-            wanted = index(*position[:axis], *position[axis + 1 :]).astype("int64")
-            wanted = tirx.Select(wanted < const(0, wanted), wanted + target[axis], wanted)
-            return tirx.Select(wanted == position[axis], pair(1), pair(0))
+            hot = index(*position[:axis], *position[axis + 1 :]).astype("int64")
+            hot = tirx.Select(hot < const(0, hot), hot + target[axis], hot)
+            return tirx.Select(hot == position[axis], pair(1), pair(0))
 
         return te.compute(target, element, name="one_hot")
 

@@ -65,12 +65,12 @@ def true_positions(context: NodeContext, data: relax.Expr) -> relax.Expr:
         total = product(tensor.shape)
 
         def generate(ins: list[Expr], outs: list[Expr]) -> Stmt:
-            source, (found, count) = T.buffer_proxy(ins[0]), (T.buffer_proxy(out) for out in outs)
+            source, (rows, count) = T.buffer_proxy(ins[0]), (T.buffer_proxy(out) for out in outs)
             with IRBuilder() as builder:
                 with T.seq_scope():
                     count[0] = int64(0)
                     with in_sequence(total, _COUNTS) as i, T.If(is_set(source[i])), T.Then(), T.seq_scope():
-                        found[count[0]] = i
+                        rows[count[0]] = i
                         count[0] = count[0] + int64(1)
                 return builder.get()
 
@@ -79,8 +79,8 @@ def true_positions(context: NodeContext, data: relax.Expr) -> relax.Expr:
         )
         return result
 
-    found, count = parts(context, context.emit_te(positions, data, primfunc_name_hint="true_positions"))
-    return first_entries(context, found, size_from(context, count))
+    rows, count = parts(context, context.emit_te(positions, data, primfunc_name_hint="true_positions"))
+    return first_entries(context, rows, size_from(context, count))
 
 
 @converter("NonZero", since=9)
@@ -92,7 +92,7 @@ def nonzero(context: NodeContext) -> relax.Expr:
         data = context.reshape(data, (1,))
     if any(isinstance(size, int) and size == 0 for size in shape):
         return context.emit(R.zeros(relax.ShapeExpr([rank, 0]), "int64"))
-    found = true_positions(context, data)
+    flat_positions = true_positions(context, data)
     sizes = shape or [1]
 
     def coordinates(positions: te.Tensor, *extents: Expr) -> te.Tensor:
@@ -107,9 +107,9 @@ def nonzero(context: NodeContext) -> relax.Expr:
         return te.compute((rank, positions.shape[0]), element, name="coordinates")
 
     if rank == 0:
-        return context.emit(R.zeros(relax.ShapeExpr([0, tensor_shape(found)[0]]), "int64"))
+        return context.emit(R.zeros(relax.ShapeExpr([0, tensor_shape(flat_positions)[0]]), "int64"))
     operands = [expression(size) for size in sizes]
-    return context.emit_te(coordinates, found, *operands, primfunc_name_hint="coordinates")
+    return context.emit_te(coordinates, flat_positions, *operands, primfunc_name_hint="coordinates")
 
 
 @converter("Compress", since=9)

@@ -170,12 +170,12 @@ def _slice(context: NodeContext, axes: list[int], starts: list[Dim], ends: list[
         axis: _bounds(context, shape[axis], start, end, step)
         for axis, start, end, step in zip(axes, starts, ends, steps, strict=True)
     }
-    kept = {axis: each for axis, each in bounds.items() if not _is_whole(context, shape[axis], each)}
-    if not kept:
+    sliced = {axis: each for axis, each in bounds.items() if not _is_whole(context, shape[axis], each)}
+    if not sliced:
         return context.input(0)
-    if all(isinstance(value, int) for triple in kept.values() for value in triple):
-        return _static_slice(context, kept)
-    return strided_slice(context, context.input(0), kept)
+    if all(isinstance(value, int) for triple in sliced.values() for value in triple):
+        return _static_slice(context, sliced)
+    return strided_slice(context, context.input(0), sliced)
 
 
 def _is_whole(context: NodeContext, size: Dim, bounds: tuple[Dim, Dim, int]) -> bool:
@@ -224,13 +224,13 @@ def _clamped(context: NodeContext, index: Dim, size: Dim, low: Dim, high: Dim) -
     return arithmetic.minimum(arithmetic.maximum(counted, low), high)
 
 
-def _static_slice(context: NodeContext, kept: dict[int, tuple[Dim, Dim, int]]) -> relax.Expr:
-    if any(count == 0 or step < 0 for _, count, step in kept.values()):
-        return strided_slice(context, context.input(0), kept)
-    axes = list(kept)
-    begins = [kept[axis][0] for axis in axes]
-    ends = [first + (count - 1) * step + 1 for first, count, step in kept.values()]
-    return R.strided_slice(context.input(0), axes, begins, ends, [kept[axis][2] for axis in axes])
+def _static_slice(context: NodeContext, sliced: dict[int, tuple[Dim, Dim, int]]) -> relax.Expr:
+    if any(count == 0 or step < 0 for _, count, step in sliced.values()):
+        return strided_slice(context, context.input(0), sliced)
+    axes = list(sliced)
+    begins = [sliced[axis][0] for axis in axes]
+    ends = [first + (count - 1) * step + 1 for first, count, step in sliced.values()]
+    return R.strided_slice(context.input(0), axes, begins, ends, [sliced[axis][2] for axis in axes])
 
 
 def strided_slice(context: NodeContext, data: relax.Expr, bounds: dict[int, tuple[Dim, Dim, int]]) -> relax.Expr:
@@ -332,18 +332,18 @@ def _same_other_sizes(context: NodeContext, tensors: list[relax.Expr], axis: int
     shapes = [tensor_shape(tensor) for tensor in tensors]
     common = list(shapes[0])
     for shape in shapes[1:]:
-        for other, size in enumerate(shape):
-            if other == axis or context.arithmetic.equal_is_proved(common[other], size):
+        for position, size in enumerate(shape):
+            if position == axis or context.arithmetic.equal_is_proved(common[position], size):
                 continue
-            if isinstance(common[other], int) and isinstance(size, int):
-                context.invalid(f"its inputs have sizes {common[other]} and {size} at axis {other}")
-            if isinstance(size, int) or (is_simple(size) and not is_simple(common[other])):
-                common[other] = size
+            if isinstance(common[position], int) and isinstance(size, int):
+                context.invalid(f"its inputs have sizes {common[position]} and {size} at axis {position}")
+            if isinstance(size, int) or (is_simple(size) and not is_simple(common[position])):
+                common[position] = size
     result = []
     for tensor, shape in zip(tensors, shapes, strict=True):
-        wanted = [size if other == axis else common[other] for other, size in enumerate(shape)]
-        equal = all(context.arithmetic.equal_is_proved(a, b) for a, b in zip(shape, wanted, strict=True))
-        result.append(tensor if equal else context.match_shape(tensor, wanted))
+        target_shape = [size if position == axis else common[position] for position, size in enumerate(shape)]
+        equal = all(context.arithmetic.equal_is_proved(a, b) for a, b in zip(shape, target_shape, strict=True))
+        result.append(tensor if equal else context.match_shape(tensor, target_shape))
     return result
 
 

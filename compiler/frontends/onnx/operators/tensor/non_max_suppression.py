@@ -62,22 +62,22 @@ def _suppression_kernel(centered: bool, has_threshold: bool) -> Callable[..., li
         def generate(ins: list[Expr], outs: list[Expr]) -> Stmt:
             box, score, positions, most, overlap, least = (T.buffer_proxy(item) for item in ins)
             chosen, number, first, is_kept, kept_rows, is_hit, position = (T.buffer_proxy(out) for out in outs)
-            kept = _KeptBoxes(kept_rows, is_hit, position, capacity, overlap[0])
+            kept_boxes = _KeptBoxes(kept_rows, is_hit, position, capacity, overlap[0])
             with IRBuilder() as builder, T.seq_scope():
                 number[0] = int64(0)
                 with T.serial(0, rows) as row, T.seq_scope():
                     first[0] = number[0]
                     with in_sequence(count, "a box depends on the ones kept before it") as i, T.seq_scope():
                         index = positions[row * count + i]
-                        own = number[0] - first[0]
+                        selected = number[0] - first[0]
                         candidate = _box(box, tirx.floordiv(row, classes) * count + index, centered)
-                        is_kept[0] = tirx.Select(own < most[0], int64(1), int64(0))
+                        is_kept[0] = tirx.Select(selected < most[0], int64(1), int64(0))
                         if has_threshold:
                             with T.If(tirx.Not(score[row * count + index] > least[0])), T.Then():
                                 is_kept[0] = int64(0)
-                        kept.compare(candidate, own, is_kept)
+                        kept_boxes.compare(candidate, selected, is_kept)
                         with T.If(is_kept[0] == int64(1)), T.Then(), T.seq_scope():
-                            kept.append(candidate, own)
+                            kept_boxes.append(candidate, selected)
                             entry = (tirx.floordiv(row, classes), tirx.floormod(row, classes), index)
                             for part, value in enumerate(entry):
                                 chosen[number[0] * int64(3) + int64(part)] = value

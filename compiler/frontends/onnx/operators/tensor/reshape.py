@@ -17,31 +17,31 @@ from compiler.frontends.onnx.values import Symbolic
 def reshape(context: NodeContext) -> relax.Expr:
     """Reshape; sizes of -1 are inferred and of 0 copied (unless allowzero), also for shapes known only at run time."""
     arithmetic, old = context.arithmetic, context.shape(0)
-    wanted = context.shape_values(1, signed=True)
+    target = context.shape_values(1, signed=True)
     if not context.attribute("allowzero", 0):
-        wanted = [_copied(context, size, old, axis) for axis, size in enumerate(wanted)]
+        target = [_copied(context, size, old, axis) for axis, size in enumerate(target)]
     elements = arithmetic.product(old)
-    if any(isinstance(size, int) and size == -1 for size in wanted):
-        wanted = _inferred(context, wanted, elements)
-    elif not all(_is_size(context, size) for size in wanted):
-        wanted = _inferred_at_run_time(context, wanted, elements)
-    new = arithmetic.product(wanted)
+    if any(isinstance(size, int) and size == -1 for size in target):
+        target = _inferred(context, target, elements)
+    elif not all(_is_size(context, size) for size in target):
+        target = _inferred_at_run_time(context, target, elements)
+    new = arithmetic.product(target)
     if isinstance(elements, int) and isinstance(new, int) and elements != new:
-        context.invalid(f"a tensor of shape {list(old)} cannot take the shape {wanted}")
+        context.invalid(f"a tensor of shape {list(old)} cannot take the shape {target}")
     data = context.input(0)
     if not arithmetic.equal_is_proved(elements, new):
         # TVM's reshape has no checks; a wrong size would read out of bounds.
         data = context.match_shape(context.reshape(data, [elements]), [new])
-    return context.with_simple_sizes(context.reshape(data, wanted))
+    return context.with_simple_sizes(context.reshape(data, target))
 
 
-def _inferred_at_run_time(context: NodeContext, wanted: list[Dim], elements: Dim) -> list[Dim]:
+def _inferred_at_run_time(context: NodeContext, target: list[Dim], elements: Dim) -> list[Dim]:
     """Replace sizes that may be -1 at run time, at most one of them, by the inferred size."""
     arithmetic = context.arithmetic
-    unknown = [arithmetic.less(size, 0) for size in wanted]
-    rest = arithmetic.product(arithmetic.select(u, 1, size) for u, size in zip(unknown, wanted, strict=True))
+    unknown = [arithmetic.less(size, 0) for size in target]
+    rest = arithmetic.product(arithmetic.select(u, 1, size) for u, size in zip(unknown, target, strict=True))
     filler = arithmetic.floor_divide(elements, arithmetic.maximum(rest, 1))
-    return [arithmetic.select(u, filler, size) for u, size in zip(unknown, wanted, strict=True)]
+    return [arithmetic.select(u, filler, size) for u, size in zip(unknown, target, strict=True)]
 
 
 def _is_size(context: NodeContext, value: Dim) -> bool:
@@ -62,18 +62,18 @@ def _copied(context: NodeContext, size: Dim, old: Sequence[Dim], axis: int) -> D
     return context.arithmetic.select(tirx.EQ(size, expression(0)), old[axis], size)
 
 
-def _inferred(context: NodeContext, wanted: list[Dim], elements: Dim) -> list[Dim]:
+def _inferred(context: NodeContext, target: list[Dim], elements: Dim) -> list[Dim]:
     arithmetic = context.arithmetic
-    positions = [axis for axis, size in enumerate(wanted) if isinstance(size, int) and size == -1]
-    others = [size for axis, size in enumerate(wanted) if axis not in positions]
-    if len(positions) > 1 or any(isinstance(size, int) and size < 0 for size in others):
-        context.invalid(f"the shape {wanted} has more than one unknown size")
-    rest = arithmetic.product(others)
+    positions = [axis for axis, size in enumerate(target) if isinstance(size, int) and size == -1]
+    known = [size for axis, size in enumerate(target) if axis not in positions]
+    if len(positions) > 1 or any(isinstance(size, int) and size < 0 for size in known):
+        context.invalid(f"the shape {target} has more than one unknown size")
+    rest = arithmetic.product(known)
     if isinstance(rest, int) and isinstance(elements, int) and (rest == 0 or elements % rest):
-        context.invalid(f"a tensor of {elements} elements cannot take the shape {wanted}")
+        context.invalid(f"a tensor of {elements} elements cannot take the shape {target}")
     if isinstance(rest, int) and rest == 0:
-        context.refuse(f"the size at -1 in the shape {wanted} is not determined")
-    filled = list(wanted)
+        context.refuse(f"the size at -1 in the shape {target} is not determined")
+    filled = list(target)
     filled[positions[0]] = arithmetic.floor_divide(elements, rest)
     return filled
 

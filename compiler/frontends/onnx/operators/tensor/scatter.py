@@ -81,16 +81,16 @@ def _combine(context: NodeContext) -> Combine:
     return _REDUCTIONS[reduction]
 
 
-def _moved(flat: Expr, sizes: Sequence[Expr], others: Sequence[Expr]) -> Expr:
+def _moved(flat: Expr, sizes: Sequence[Expr], target_sizes: Sequence[Expr]) -> Expr:
     """Convert the row-major position `flat` in `sizes` to the position of the same element in an array of other
     sizes."""
-    if all(structural_equal(one, other) for one, other in zip(sizes[1:], others[1:], strict=True)):
+    if all(structural_equal(one, other) for one, other in zip(sizes[1:], target_sizes[1:], strict=True)):
         return flat
     positions: list[Expr] = []
     for size in list(sizes)[::-1]:
         positions.insert(0, tirx.floormod(flat, size))
         flat = tirx.floordiv(flat, size)
-    return _flat(positions, others)
+    return _flat(positions, target_sizes)
 
 
 def _flat(positions: Sequence[Expr], sizes: Sequence[Expr]) -> Expr:
@@ -185,14 +185,14 @@ def scatter_elements(context: NodeContext) -> relax.Expr:
     require_shape(context, context.shape(2), context.shape(1), "its updates")
 
     def kernel(data: te.Tensor, indices: te.Tensor, updates: te.Tensor) -> te.Tensor:
-        before, length, after = updates.shape[:axis], updates.shape[axis], updates.shape[axis + 1 :]
-        outer, inner = product(before), product(after)
+        head, length, tail = updates.shape[:axis], updates.shape[axis], updates.shape[axis + 1 :]
+        outer, inner = product(head), product(tail)
 
         def target(row: Expr, step: Expr, column: Expr, index: Buffer) -> tuple[Expr, Expr]:
             size = data.shape[axis]
             raw = limited(index[(row * length + step) * inner + column], -size - 1, size)
             chosen = broadcasting.select(raw < 0, raw + size, raw)
-            leading, rest = _moved(row, before, data.shape[:axis]), _moved(column, after, data.shape[axis + 1 :])
+            leading, rest = _moved(row, head, data.shape[:axis]), _moved(column, tail, data.shape[axis + 1 :])
             position = (leading * size + chosen) * product(data.shape[axis + 1 :]) + rest
             return position, tirx.all(chosen >= 0, chosen < size)
 

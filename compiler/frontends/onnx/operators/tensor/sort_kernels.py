@@ -48,11 +48,11 @@ def comes_before(a: Expr, b: Expr, dtype: str, *, descending: bool) -> Expr:
     """True if `a` sorts strictly before `b`; NaN counts as the largest."""
     if dtype in ("float16", "bfloat16"):
         a, b = a.astype("float32"), b.astype("float32")
-    before = a > b if descending else a < b
+    is_before = a > b if descending else a < b
     if not dtypes.is_float(dtype):
-        return before
+        return is_before
     greater, smaller = (a, b) if descending else (b, a)
-    return tirx.any(before, tirx.all(tirx.isnan(greater), tirx.Not(tirx.isnan(smaller))))
+    return tirx.any(is_before, tirx.all(tirx.isnan(greater), tirx.Not(tirx.isnan(smaller))))
 
 
 def sorted_positions(data: te.Tensor, *, width: Expr | None = None, descending: bool = False) -> te.Tensor:
@@ -102,18 +102,18 @@ def sorted_positions(data: te.Tensor, *, width: Expr | None = None, descending: 
         with IRBuilder() as builder:
             with T.seq_scope():
                 with shared_tasks(rows * blocks, rows * count) as task:
-                    run, first, before = run_of(task)
+                    run, first, precedes = run_of(task)
                     length = tirx.min(block, count - first) if in_blocks else count
                     with T.serial(0, length) as i:
                         order[run.start + first + i] = first + i
-                    sort_positions(Run(order, spare, run.state, run.start + first, length), before)
+                    sort_positions(Run(order, spare, run.state, run.start + first, length), precedes)
                 if in_blocks:
                     with T.serial(0, _LEVELS - _BLOCK_LEVELS) as level:
                         half = int64(_BLOCK) << level
                         with T.If(half < count), T.Then(), T.seq_scope():
                             with shared_tasks(rows * blocks, rows * count) as task:
-                                run, first, before = run_of(task)
-                                _merge_part(run, half, first, before)
+                                run, first, precedes = run_of(task)
+                                _merge_part(run, half, first, precedes)
                             with shared_tasks(rows * blocks, rows * count) as task:
                                 run, first, _ = run_of(task)
                                 with T.serial(0, tirx.min(int64(_BLOCK), count - first)) as i:
@@ -145,10 +145,10 @@ def shared_tasks(tasks: Expr, items: Expr, least: int = _WORTH_THREADS) -> Itera
             yield task
         return
     is_shared = items >= int64(least)
-    chunks, each = tirx.Select(is_shared, tasks, int64(1)), tirx.Select(is_shared, int64(1), tasks)
+    chunks, tasks_of_chunk = tirx.Select(is_shared, tasks, int64(1)), tirx.Select(is_shared, int64(1), tasks)
     with (
         T.parallel(0, chunks, annotations={CHUNKED: tirx.IntImm("int32", 1)}) as chunk,
-        T.serial(0, each) as offset,
+        T.serial(0, tasks_of_chunk) as offset,
         T.seq_scope(),
     ):
         yield chunk + offset
@@ -212,31 +212,31 @@ STATE = 7  # integers of `Run.state`
 _LINE = 8  # elements per cache line
 
 
-def _merge_pairs(run: Run, half: Expr, before: Callable[[Expr, Expr], Expr]) -> None:
+def _merge_pairs(run: Run, half: Expr, precedes: Callable[[Expr, Expr], Expr]) -> None:
     """Merge sorted runs of `half` items in pairs, from `order` to `spare`."""
     pairs = tirx.floordiv(run.count + half * int64(2) - int64(1), half * int64(2))
     with T.serial(0, pairs) as pair, T.seq_scope():
         start = pair * half * int64(2)
         middle = tirx.min(start + half, run.count)
         end = tirx.min(middle + half, run.count)
-        _merge(run, _Ends(start, middle, middle, end), start, before)
+        _merge(run, _Ends(start, middle, middle, end), start, precedes)
 
 
-def _merge_part(run: Run, half: Expr, first: Expr, before: Callable[[Expr, Expr], Expr]) -> None:
+def _merge_part(run: Run, half: Expr, first: Expr, precedes: Callable[[Expr, Expr], Expr]) -> None:
     """Compute a block, starting at `first`, of the result of merging runs of `half` items in pairs."""
     start = _named(tirx.floordiv(first, half * int64(2)) * half * int64(2))
     middle = _named(tirx.min(start + half, run.count))
     end = _named(tirx.min(middle + half, run.count))
     cuts = []
     for done in (first - start, tirx.min(first + int64(_BLOCK), end) - start):
-        _find_cut(run, _Ends(start, middle, middle, end), done, before)
+        _find_cut(run, _Ends(start, middle, middle, end), done, precedes)
         left = _named(run.state[_LOW])
         cuts.append((start + left, middle + done - left))
     (left_first, right_first), (left_end, right_end) = cuts
-    _merge(run, _Ends(left_first, left_end, right_first, right_end), first, before)
+    _merge(run, _Ends(left_first, left_end, right_first, right_end), first, precedes)
 
 
-def _find_cut(run: Run, ends: _Ends, done: Expr, before: Callable[[Expr, Expr], Expr]) -> None:
+def _find_cut(run: Run, ends: _Ends, done: Expr, precedes: Callable[[Expr, Expr], Expr]) -> None:
     """Set `state[_LOW]` to the number of items from the left run among the first `done` items of a merge."""
     state, order, base = run.state, run.order, run.start
     lefts, rights = ends.left_end - ends.left, ends.right_end - ends.right
@@ -246,7 +246,7 @@ def _find_cut(run: Run, ends: _Ends, done: Expr, before: Callable[[Expr, Expr], 
     with T.serial(0, _LEVELS), T.If(state[_LOW] < state[_HIGH]), T.Then(), T.seq_scope():
         middle = _named((state[_LOW] + state[_HIGH]) >> 1)
         right, left = order[base + ends.right + done - middle - int64(1)], order[base + ends.left + middle]
-        with T.If(before(right, left)):
+        with T.If(precedes(right, left)):
             with T.Then(), T.seq_scope():
                 state[_HIGH] = middle
             with T.Else(), T.seq_scope():
@@ -263,7 +263,7 @@ class _Ends:
     right_end: Expr
 
 
-def _merge(run: Run, ends: _Ends, to: Expr, before: Callable[[Expr, Expr], Expr]) -> None:
+def _merge(run: Run, ends: _Ends, to: Expr, precedes: Callable[[Expr, Expr], Expr]) -> None:
     """Merge two runs from `order` to `spare`, from both ends, which the CPU overlaps."""
     state = run.state
     state[_LEFT] = ends.left
@@ -272,20 +272,20 @@ def _merge(run: Run, ends: _Ends, to: Expr, before: Callable[[Expr, Expr], Expr]
     state[_RIGHT_END] = ends.right_end - int64(1)
     count = ends.left_end - ends.left + ends.right_end - ends.right
     with T.serial(0, tirx.floordiv(count, int64(2))) as k, T.seq_scope():
-        _take_first(run, to + k, ends, before)
-        _take_last(run, to + count - int64(1) - k, ends, before)
+        _take_first(run, to + k, ends, precedes)
+        _take_last(run, to + count - int64(1) - k, ends, precedes)
     with T.If(tirx.floormod(count, int64(2)) == int64(1)), T.Then(), T.seq_scope():
-        _take_first(run, to + tirx.floordiv(count, int64(2)), ends, before)
+        _take_first(run, to + tirx.floordiv(count, int64(2)), ends, precedes)
 
 
-def _take_first(run: Run, to: Expr, ends: _Ends, before: Callable[[Expr, Expr], Expr]) -> None:
+def _take_first(run: Run, to: Expr, ends: _Ends, precedes: Callable[[Expr, Expr], Expr]) -> None:
     """Move the first remaining item to `to`. Selected without a branch, since the run it is in is unpredictable. If a
     run is exhausted, another readable item replaces its next one."""
     order, state, base = run.order, run.state, run.start
     left = order[base + tirx.max(tirx.min(state[_LEFT], ends.left_end - int64(1)), int64(0))]
     right = order[base + tirx.min(state[_RIGHT], ends.right_end - int64(1))]
     # The right one goes first only if strictly before the left one.
-    is_before = before(right, left)
+    is_before = precedes(right, left)
     is_right = tirx.any(state[_LEFT] >= ends.left_end, tirx.all(state[_RIGHT] < ends.right_end, is_before))
     state[_IS_RIGHT] = tirx.Select(is_right, int64(1), int64(0))
     run.spare[base + to] = tirx.Select(state[_IS_RIGHT] == int64(1), right, left)
@@ -293,11 +293,11 @@ def _take_first(run: Run, to: Expr, ends: _Ends, before: Callable[[Expr, Expr], 
     state[_LEFT] = state[_LEFT] + int64(1) - state[_IS_RIGHT]
 
 
-def _take_last(run: Run, to: Expr, ends: _Ends, before: Callable[[Expr, Expr], Expr]) -> None:
+def _take_last(run: Run, to: Expr, ends: _Ends, precedes: Callable[[Expr, Expr], Expr]) -> None:
     """Move the last remaining item to `to`; ties take the right one."""
     order, state, base = run.order, run.state, run.start
     left, right = order[base + tirx.max(state[_LEFT_END], ends.left)], order[base + state[_RIGHT_END]]
-    is_before = before(right, left)
+    is_before = precedes(right, left)
     is_left = tirx.any(state[_RIGHT_END] < ends.right, tirx.all(state[_LEFT_END] >= ends.left, is_before))
     state[_IS_RIGHT] = tirx.Select(is_left, int64(0), int64(1))
     run.spare[base + to] = tirx.Select(state[_IS_RIGHT] == int64(1), right, left)

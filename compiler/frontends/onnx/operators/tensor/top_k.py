@@ -129,9 +129,9 @@ def first_positions(data: te.Tensor, k: Expr, *, descending: bool) -> te.Tensor:
         source, first = T.buffer_proxy(ins[0]), T.buffer_proxy(outs[0])
         with IRBuilder() as builder:
             with T.seq_scope():
-                wanted = tirx.Select(k > int64(0), rows, int64(0))
+                sorted_rows = tirx.Select(k > int64(0), rows, int64(0))
                 items_of_row = count + (k if has_keys else tirx.min(k, int64(_FEW)) * int64(_ITEMS_OF_CANDIDATE))
-                with shared_tasks(wanted, rows * items_of_row, _WORTH_THREADS) as row:
+                with shared_tasks(sorted_rows, rows * items_of_row, _WORTH_THREADS) as row:
                     if has_keys:
                         position_at = _sorted_by_digits(source, row * count, count, k, descending=descending)
                         with T.serial(0, k) as i:
@@ -362,13 +362,13 @@ def _put_keys(source: Buffer, begin: Expr, keys: Buffer, count: int, lanes: int,
     def key(i: Expr) -> Expr:
         return _key(source, begin + i, descending=descending)
 
-    whole = count // _LANES * _LANES
-    for start in range(0, whole, _LANES):
+    vectorized = count // _LANES * _LANES
+    for start in range(0, vectorized, _LANES):
         with T.vectorized(0, int64(_LANES)) as lane:
             keys[int64(start) + lane] = key(int64(start) + lane)
-    if whole < count:
-        with T.serial(0, int64(count - whole)) as i:
-            keys[int64(whole) + i] = key(int64(whole) + i)
+    if vectorized < count:
+        with T.serial(0, int64(count - vectorized)) as i:
+            keys[int64(vectorized) + i] = key(int64(vectorized) + i)
         with T.serial(0, int64(lanes - count)) as i:
             keys[int64(count) + i] = tirx.min_value("int32")
 
@@ -382,9 +382,9 @@ def _count_before(keys: Buffer, positions: Buffer, count: int, lanes: int) -> No
     with T.serial(0, int64(count)) as i, T.seq_scope():
         for number, sums in enumerate(every):
             with T.vectorized(0, int64(_LANES)) as lane:
-                other = int64(number * _LANES) + lane
-                is_larger, is_equal = keys[i] > keys[other], keys[i] == keys[other]
-                is_before = tirx.any(is_larger, tirx.all(is_equal, i < other))
+                position = int64(number * _LANES) + lane
+                is_larger, is_equal = keys[i] > keys[position], keys[i] == keys[position]
+                is_before = tirx.any(is_larger, tirx.all(is_equal, i < position))
                 sums[lane] = sums[lane] + tirx.Select(is_before, tirx.const(1, "int32"), tirx.const(0, "int32"))
     for number, sums in enumerate(every):
         with T.vectorized(0, int64(_LANES)) as lane:

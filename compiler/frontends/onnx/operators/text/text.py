@@ -117,9 +117,9 @@ def _grams(context: NodeContext) -> _Grams:
 def _weighted(context: NodeContext, counts: relax.Expr, grams: _Grams, width: int) -> relax.Expr:
     mode = context.required_attribute("mode")
     weights = np.ones(width, np.float32)
-    given: list[float] = context.attribute("weights", [])
-    if given:
-        weights[np.array(context.required_attribute("ngram_indexes"))] = given
+    stored: list[float] = context.attribute("weights", [])
+    if stored:
+        weights[np.array(context.required_attribute("ngram_indexes"))] = stored
     if mode == "TF":
         return counts
     if mode == "IDF":

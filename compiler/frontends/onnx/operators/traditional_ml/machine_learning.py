@@ -92,13 +92,13 @@ def normalizer(op: Composer, x: TensorValue, *, norm: str = "MAX") -> TensorValu
 def imputer(context: NodeContext) -> TensorValue:
     """Replace the value that marks missing entries, for all features or per feature."""
     op = Composer(context)
-    whole = context.has_attribute("imputed_value_int64s")
-    kind, suffix = (np.int64, "int64") if whole else (np.float32, "float")
+    is_integer = context.has_attribute("imputed_value_int64s")
+    kind, suffix = (np.int64, "int64") if is_integer else (np.float32, "float")
     values = np.array(context.required_attribute(f"imputed_value_{suffix}s"), kind)
     missing = context.attribute(f"replaced_value_{suffix}", 0)
     data = context.value(0)
     require_features(context, values.size)
-    is_missing = op("IsNaN", data) if not whole and np.isnan(missing) else op("Equal", data, kind(missing))
+    is_missing = op("IsNaN", data) if not is_integer and np.isnan(missing) else op("Equal", data, kind(missing))
     return op("Where", is_missing, values, data)
 
 

@@ -48,10 +48,10 @@ class _Keys:
 
     def index(self, trees: Array, nodes: Array) -> Array:
         """Return the index of each pair; InvalidModelError if there is no such node."""
-        wanted = self._key(trees, nodes)
-        position = np.searchsorted(self._sorted, wanted)
+        keys = self._key(trees, nodes)
+        position = np.searchsorted(self._sorted, keys)
         position[position == len(self._sorted)] = 0
-        if not len(self._sorted) or bool((self._sorted[position] != wanted).any()):
+        if not len(self._sorted) or bool((self._sorted[position] != keys).any()):
             self._context.invalid("it refers to a node that does not exist")
         return self._order[position]
 
@@ -212,10 +212,10 @@ def _check_indices(context: NodeContext, ensemble: Ensemble) -> None:
         context.invalid(f"its leaves must refer to one of {ensemble.outputs} outputs")
     if features.size and not 0 <= features.min() <= features.max() < 1 << 30:
         context.invalid("its features must lie in 0 to 2^30 - 1")
-    needed, given = int(features.max(initial=0)) + 1, context.shape(0)[1]
-    if isinstance(given, int) and given < needed:
-        context.invalid(f"it reads feature {needed - 1} of an input with {given} features")
-    context.importer.builder.require(given, "at least", needed)
+    needed, width = int(features.max(initial=0)) + 1, context.shape(0)[1]
+    if isinstance(width, int) and width < needed:
+        context.invalid(f"it reads feature {needed - 1} of an input with {width} features")
+    context.importer.builder.require(width, "at least", needed)
 
 
 # Concurrent traversals: a step of one takes some 20 cycles, mostly memory latency.
@@ -268,10 +268,10 @@ def operands_of(table: TreeTable, base: np.ndarray) -> dict[str, np.ndarray]:
         "leaf_targets": table.leaf_targets,
         "set_starts": table.set_starts,
     }
-    given = {name: array for name, array in optional.items() if array is not None}
+    present = {name: array for name, array in optional.items() if array is not None}
     needed = {"words": table.words, "roots": table.roots, "weights": table.weights, "base": base}
     needed |= {"members": table.members} if table.set_starts is not None else {}
-    return {name: a if a.size else np.zeros(1, a.dtype) for name, a in (needed | given).items()}
+    return {name: a if a.size else np.zeros(1, a.dtype) for name, a in (needed | present).items()}
 
 
 def walking_kernel(table: TreeTable, plan: Plan, names: list[str]) -> Callable[..., te.Tensor]:
@@ -403,10 +403,10 @@ class _Code:
             return tirx.const(value, word)
 
         with T.seq_scope():
-            given, number, link = self._node(node[lane])
+            node_value, number, link = self._node(node[lane])
             feature = (link & constant((1 << table.feature_bits) - 1)).astype("int64")
             value = T.bind(self.buffers["data"][row + feature].astype(table.value_type))
-            threshold = T.bind(given)
+            threshold = T.bind(node_value)
             tests = (link >> constant(table.feature_bits + 1)) & constant(3)
             holds = value <= threshold
             if table.tests_equality:
@@ -440,13 +440,13 @@ class _Code:
     def _in_set(self, value: Expr, number: Expr, asks: Expr, otherwise: Expr) -> Expr:
         """True if the value is in the numbered set, for a branch that tests membership."""
         starts, members = self.buffers["set_starts"], self.buffers["members"]
-        found = T.buffer_proxy(T.alloc_buffer([1], "int32", scope="local"))
-        found[0] = tirx.Select(otherwise, tirx.const(1, "int32"), tirx.const(0, "int32"))
+        is_member = T.buffer_proxy(T.alloc_buffer([1], "int32", scope="local"))
+        is_member[0] = tirx.Select(otherwise, tirx.const(1, "int32"), tirx.const(0, "int32"))
         with T.If(asks), T.Then(), T.seq_scope():
             start, end = starts[number].astype("int64"), starts[number + int64(1)].astype("int64")
             with T.serial(0, end - start) as k, T.If(members[start + k] == value), T.Then():
-                found[0] = tirx.const(1, "int32")
-        return found[0] == tirx.const(1, "int32")
+                is_member[0] = tirx.const(1, "int32")
+        return is_member[0] == tirx.const(1, "int32")
 
     def _add_leaf(self, node: Expr, tree: Expr, row: Expr) -> None:
         table, outputs = self.table, int64(self.plan.outputs)

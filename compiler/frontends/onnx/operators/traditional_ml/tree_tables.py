@@ -204,13 +204,13 @@ def _flags(ensemble: Ensemble, nodes: Array, modes: Array) -> _Flags:
     return _Flags(tests, missing.astype(np.int64))
 
 
-def _thresholds(given: Array, modes: Array, float_type: type[np.floating]) -> Array:
+def _thresholds(stored: Array, modes: Array, float_type: type[np.floating]) -> Array:
     """Return the largest numbers of `float_type` for which "at most" is true; NaN if there is none."""
     with np.errstate(over="ignore", invalid="ignore"):
-        values = given.astype(float_type)
+        values = stored.astype(float_type)
         by_size = np.isin(modes, (LEQ, LT, GTE, GT))
         strict = np.isin(modes, (LT, GTE))
-        above = np.where(strict, values >= given, values > given) & by_size
+        above = np.where(strict, values >= stored, values > stored) & by_size
         lowest = above & (values == -np.inf)
         values[above] = np.nextafter(values[above], float_type(-np.inf))
         values[lowest] = np.nan
