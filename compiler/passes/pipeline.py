@@ -114,16 +114,16 @@ def run_pipeline(
         if progress is not None and phase.passes:
             progress(phase.name)
         unchecked = _Unchecked()
-        for position, each in enumerate(phase.passes):
-            before, start = mod, time.perf_counter()
-            mod = _run_pass(each, mod, phase.name, context, unchecked)
+        for position, graph_pass in enumerate(phase.passes):
+            old, start = mod, time.perf_counter()
+            mod = _run_pass(graph_pass, mod, phase.name, context, unchecked)
             raise_if_interrupted()
-            changed = not mod.same_as(before)
-            timings.append(PassTiming(phase.name, each.name, time.perf_counter() - start, changed))
+            changed = not mod.same_as(old)
+            timings.append(PassTiming(phase.name, graph_pass.name, time.perf_counter() - start, changed))
             if changed and observers:
                 unchecked.check()
                 for observer in observers:
-                    observer.after_pass(phase.name, position, each, mod)
+                    observer.after_pass(phase.name, position, graph_pass, mod)
         unchecked.check()
         for observer in observers:
             observer.after_phase()
@@ -169,11 +169,13 @@ class _Unchecked:
             _check_well_formed(mod, where, thorough=False)
 
 
-def _run_pass(each: GraphPass, mod: IRModule, phase: str, context: PipelineContext, unchecked: _Unchecked) -> IRModule:
+def _run_pass(
+    graph_pass: GraphPass, mod: IRModule, phase: str, context: PipelineContext, unchecked: _Unchecked
+) -> IRModule:
     """Run one pass, converting its exceptions and invalid modules to a PassError that names it."""
-    where = f"pass {each.name!r} (phase {phase!r})"
+    where = f"pass {graph_pass.name!r} (phase {phase!r})"
     try:
-        result = each(mod, context)
+        result = graph_pass(mod, context)
     except TensorwrightError:
         raise
     except TargetError as error:
@@ -182,13 +184,13 @@ def _run_pass(each: GraphPass, mod: IRModule, phase: str, context: PipelineConte
         unchecked.check(each=True)
         raise PassError(
             f"{where} failed: {type(error).__name__}: {error}",
-            None if each.required else f"leave the pass out: passes={{'instead-of:{each.name}': None}}",
+            None if graph_pass.required else f"leave the pass out: passes={{'instead-of:{graph_pass.name}': None}}",
         ) from error
     if not isinstance(result, IRModule):
         raise PassError(f"{where} returned {type(result).__name__}, not an IRModule")
     if result.same_as(mod):
         return result
-    if is_own(each):
+    if is_own(graph_pass):
         unchecked.add(result, where)
     else:
         unchecked.check(each=True)

@@ -71,15 +71,15 @@ def graph_pass(
     is already taken by another function."""
 
     def register(rewrite: Rewrite) -> GraphPass:
-        made = GraphPass(name, summary, rewrite, required, only)
+        result = GraphPass(name, summary, rewrite, required, only)
         known = _PASSES.get(name)
         if known is not None and known.rewrite.__module__ != rewrite.__module__:
             raise OptionError(
                 f"a pass named {name!r} exists already, in {known.rewrite.__module__}",
                 "give yours another name, or replace that one with passes={'instead-of:" + name + "': your_pass}",
             )
-        _PASSES[name] = made
-        return made
+        _PASSES[name] = result
+        return result
 
     return register
 

@@ -79,10 +79,10 @@ class PassVerifier:
                 if problem is not None:
                     raise VerificationError(problem)
 
-    def _problem(self, phase: str, position: int, each: GraphPass, mod: IRModule) -> str | None:
+    def _problem(self, phase: str, position: int, graph_pass: GraphPass, mod: IRModule) -> str | None:
         """Describe the mismatch of `mod` after the pass."""
         done = next(i for i, (name, at, _) in enumerate(self._order) if (name, at) == (phase, position))
-        where = f"pass {each.name!r} (phase {phase!r})"
+        where = f"pass {graph_pass.name!r} (phase {phase!r})"
         try:
             outputs = self._run(mod, self._order[done + 1 :])
         except Exception as error:
@@ -95,9 +95,9 @@ class PassVerifier:
 
     def _run(self, mod: IRModule, rest: Sequence[tuple[str, int, GraphPass]]) -> list[Array]:
         """Lower `mod` by the required passes of `rest`, build it and run it."""
-        for _, _, each in rest:
-            if each.required:
-                mod = each(mod, self._context)
+        for _, _, graph_pass in rest:
+            if graph_pass.required:
+                mod = graph_pass(mod, self._context)
         target = self._context.target
         tvm_target = tvm.target.Target(plain_cpu()) if target is None else target.tvm_target()
         machine = relax.VirtualMachine(relax.build(mod, tvm_target, relax_pipeline=None), tvm.cpu())

@@ -95,12 +95,12 @@ def merge_transposes_around_ones(graph: Graph, call: Call) -> Expr | None:
     first = graph.call(inner.args[0], PERMUTE) if inner is not None else None
     if outer is None or inner is None or first is None:
         return None
-    before, after, result = shape_of(inner.args[0]), shape_of(call.args[0]), shape_of(call)
-    if before is None or after is None or result is None:
+    old_shape, new_shape, result = shape_of(inner.args[0]), shape_of(call.args[0]), shape_of(call)
+    if old_shape is None or new_shape is None or result is None:
         return None
-    if not differ_by_ones(before, after):
+    if not differ_by_ones(old_shape, new_shape):
         return None
-    moved = graph.emit(op.permute_dims(inner.args[0], list(order_of_result(outer, before, after))))
+    moved = graph.emit(op.permute_dims(inner.args[0], list(order_of_result(outer, old_shape, new_shape))))
     return op.reshape(moved, relax.ShapeExpr(result))
 
 
@@ -129,9 +129,9 @@ def merge_reshapes(graph: Graph, call: Call) -> Expr | None:
 @rules.on(*UNARY)
 def move_past_unary(graph: Graph, call: Call) -> Expr | None:
     """f(transpose(x)) => transpose(f(x)); f(reshape(x)) => reshape(f(x))"""
-    found = permuted(graph, call.args[0])
-    if found is not None:
-        return op.permute_dims(graph.emit(_applied(call, [found[0], *list(call.args)[1:]])), found[1])
+    transpose = permuted(graph, call.args[0])
+    if transpose is not None:
+        return op.permute_dims(graph.emit(_applied(call, [transpose[0], *list(call.args)[1:]])), transpose[1])
     source, result = reshaped(graph, call.args[0]), shape_of(call)
     if source is None or result is None:
         return None
@@ -196,17 +196,17 @@ def reshape_past_epilogue(graph: Graph, call: Call) -> Expr | None:
     the result, or is a vector along the last axis, which the reshape keeps"""
     result = shape_of(call)
     for position, operand in enumerate(call.args):
-        product, other = reshaped(graph, operand), call.args[1 - position]
+        product, addend = reshaped(graph, operand), call.args[1 - position]
         if product is None or result is None or graph.call(product, "relax.matmul") is None:
             continue
-        inner, outer, theirs = shape_of(product), shape_of(operand), shape_of(other)
+        inner, outer, theirs = shape_of(product), shape_of(operand), shape_of(addend)
         if inner is None or outer is None or theirs is None or not same_shape(outer, result):
             continue
         if same_shape(theirs, result):
-            other = graph.emit(op.reshape(other, relax.ShapeExpr(inner)))
+            addend = graph.emit(op.reshape(addend, relax.ShapeExpr(inner)))
         elif len(theirs) != 1 or not inner or not same_size(inner[-1], outer[-1]):
             continue
-        operands = [product, other] if position == 0 else [other, product]
+        operands = [product, addend] if position == 0 else [addend, product]
         return op.reshape(graph.emit(_applied(call, operands)), relax.ShapeExpr(result))
     return None
 
@@ -228,10 +228,10 @@ def reshape_past_matmul(graph: Graph, call: Call) -> Expr | None:
 @rules.on(*REDUCTIONS)
 def transpose_past_reduction(graph: Graph, call: Call) -> Expr | None:
     """reduce(transpose(x), axes) => transpose(reduce(x, those axes)), without the transpose if none is left"""
-    found = permuted(graph, call.args[0])
-    if found is None:
+    transpose = permuted(graph, call.args[0])
+    if transpose is None:
         return None
-    source, axes = found
+    source, axes = transpose
     rank, wanted, keep = len(axes), call.attrs.axis, bool(call.attrs.keepdims)
     reduced = list(range(rank)) if wanted is None else [int(axis) % rank for axis in wanted]
     moved = getattr(op, str(call.op.name).removeprefix("relax."))(source, [axes[axis] for axis in reduced], keep)
@@ -268,11 +268,11 @@ def transpose_past_concat(graph: Graph, call: Call) -> Expr | None:
 @rules.on("relax.nn.pad")
 def transpose_past_pad(graph: Graph, call: Call) -> Expr | None:
     """pad(transpose(x)) => transpose(pad(x))"""
-    found = permuted(graph, call.args[0])
+    transpose = permuted(graph, call.args[0])
     widths = [int(width) for width in call.attrs.pad_width]
-    if found is None or len(widths) != 2 * len(found[1]):
+    if transpose is None or len(widths) != 2 * len(transpose[1]):
         return None
-    source, axes = found
+    source, axes = transpose
     moved = [0] * len(widths)
     for axis, origin in enumerate(axes):
         moved[2 * origin : 2 * origin + 2] = widths[2 * axis : 2 * axis + 2]
@@ -283,10 +283,10 @@ def transpose_past_pad(graph: Graph, call: Call) -> Expr | None:
 @rules.on("relax.strided_slice")
 def transpose_past_slice(graph: Graph, call: Call) -> Expr | None:
     """slice(transpose(x)) => transpose(slice(x))"""
-    found = permuted(graph, call.args[0])
-    if found is None or not isinstance(call.args[1], relax.Tuple):
+    transpose = permuted(graph, call.args[0])
+    if transpose is None or not isinstance(call.args[1], relax.Tuple):
         return None
-    source, axes = found
+    source, axes = transpose
     moved = relax.Tuple([relax.prim_value(axes[int(axis) % len(axes)]) for axis in call.args[1].fields])
     return op.permute_dims(graph.emit(_applied(call, [source, moved, *list(call.args)[2:]])), axes)
 
@@ -341,29 +341,29 @@ def inserted_dimensions(graph: Graph, call: Call) -> Expr | None:
         if inner is None or not same_shape(shape_of(inner.args[0]), shape_of(call)):
             continue
         inserted = _inserted(shape_of(inner.args[0]), shape_of(inner))
-        other = outer.args[1 - index]
-        kept = None if inserted is None else _without(shape_of(other), inserted, len(shape_of(inner) or ()))
-        if kept is None or not same_shape(shape_of(outer), shape_of(inner)):
+        outer_operand = outer.args[1 - index]
+        shape = None if inserted is None else _without(shape_of(outer_operand), inserted, len(shape_of(inner) or ()))
+        if shape is None or not same_shape(shape_of(outer), shape_of(inner)):
             continue
-        arguments = [inner.args[0], graph.emit(relax.op.reshape(other, kept))]
+        arguments = [inner.args[0], graph.emit(relax.op.reshape(outer_operand, shape))]
         return relax.Call(outer.op, arguments if index == 0 else arguments[::-1], outer.attrs, outer.ty_args)
     return None
 
 
-def _inserted(before: Sequence[Index] | None, after: Sequence[Index] | None) -> list[int] | None:
+def _inserted(old_shape: Sequence[Index] | None, new_shape: Sequence[Index] | None) -> list[int] | None:
     """Return the axes of `after`, each of extent 1, that are not in `before`; None if the two differ otherwise."""
-    if before is None or after is None or len(after) <= len(before):
+    if old_shape is None or new_shape is None or len(new_shape) <= len(old_shape):
         return None
-    left = list(before)
-    found: list[int] = []
-    for axis, size in enumerate(after):
-        if left and same_shape([size], left[:1]) and (size != 1 or len(after) - axis == len(left)):
-            left.pop(0)
+    remaining = list(old_shape)
+    inserted: list[int] = []
+    for axis, size in enumerate(new_shape):
+        if remaining and same_shape([size], remaining[:1]) and (size != 1 or len(new_shape) - axis == len(remaining)):
+            remaining.pop(0)
         elif isinstance(size, int) and size == 1:
-            found.append(axis)
+            inserted.append(axis)
         else:
             return None
-    return None if left else found
+    return None if remaining else inserted
 
 
 def _without(shape: Sequence[Index] | None, axes: Sequence[int], rank: int) -> list[Index] | None:

@@ -69,9 +69,9 @@ def _splice_block(block: BindingBlock) -> list[BindingBlock] | None:
         inner = [splice_known_branches(branch) for branch in branches]
         condition = value.cond
         if isinstance(condition, GenericConst):
-            taken = inner[0] if bool(array_of(condition).reshape(())) else inner[1]
-            blocks += [relax.BindingBlock(pending), *taken.blocks] if pending else taken.blocks
-            pending = [relax.VarBinding(binding.var, taken.body)]
+            chosen = inner[0] if bool(array_of(condition).reshape(())) else inner[1]
+            blocks += [relax.BindingBlock(pending), *chosen.blocks] if pending else chosen.blocks
+            pending = [relax.VarBinding(binding.var, chosen.body)]
             changed = True
         elif any(new is not old for new, old in zip(inner, branches, strict=True)):
             pending.append(relax.VarBinding(binding.var, relax.If(condition, *inner, value.span)))

@@ -125,11 +125,11 @@ def scale_after_bias(graph: Graph, call: Call) -> Expr | None:
             linear = as_linear(graph, inner)
             if linear is None or not graph.only_use(inner):
                 continue
-            found = _factor(graph, call, rank_of(variable), linear.channel_axis, linear.out_channels)
+            scaled = _factor(graph, call, rank_of(variable), linear.channel_axis, linear.out_channels)
             bias = _offset(graph, biased, rank_of(inner), linear.channel_axis, linear.out_channels)
-            weight = linear.scaled_outputs(found[1]) if found is not None and bias is not None else None
-            if found is not None and bias is not None and weight is not None:
-                return _add_to_channels(graph, linear, linear.rebuilt(weight), bias[1] * found[1])
+            weight = linear.scaled_outputs(scaled[1]) if scaled is not None and bias is not None else None
+            if scaled is not None and bias is not None and weight is not None:
+                return _add_to_channels(graph, linear, linear.rebuilt(weight), bias[1] * scaled[1])
     return None
 
 
@@ -146,11 +146,11 @@ def scale_before(graph: Graph, call: Call) -> Expr | None:
     inner = graph.call(linear.data, "relax.multiply", "relax.divide") if linear is not None else None
     if linear is None or inner is None or not graph.only_use(linear.data):
         return None
-    found = _factor(graph, inner, rank_of(linear.data), linear.input_axis, linear.in_channels)
-    if found is None or not same_shape(shape_of(found[0]), shape_of(linear.data)):
+    scaled = _factor(graph, inner, rank_of(linear.data), linear.input_axis, linear.in_channels)
+    if scaled is None or not same_shape(shape_of(scaled[0]), shape_of(linear.data)):
         return None
-    weight = linear.scaled_inputs(found[1])
-    return None if weight is None else linear.rebuilt(weight, found[0])
+    weight = linear.scaled_inputs(scaled[1])
+    return None if weight is None else linear.rebuilt(weight, scaled[0])
 
 
 @rules.on(MATMUL, *CONVOLUTIONS)
@@ -160,8 +160,8 @@ def shift_before(graph: Graph, call: Call) -> Expr | None:
     inner = graph.call(linear.data, "relax.add", "relax.subtract") if linear is not None else None
     if linear is None or inner is None or not graph.only_use(linear.data):
         return None
-    found = _offset(graph, inner, rank_of(linear.data), linear.input_axis, linear.in_channels)
-    if found is None or not same_shape(shape_of(found[0]), shape_of(linear.data)):
+    shifted = _offset(graph, inner, rank_of(linear.data), linear.input_axis, linear.in_channels)
+    if shifted is None or not same_shape(shape_of(shifted[0]), shape_of(linear.data)):
         return None
-    gain = linear.shift(found[1])
-    return None if gain is None else _add_to_channels(graph, linear, linear.rebuilt(linear.weight, found[0]), gain)
+    gain = linear.shift(shifted[1])
+    return None if gain is None else _add_to_channels(graph, linear, linear.rebuilt(linear.weight, shifted[0]), gain)

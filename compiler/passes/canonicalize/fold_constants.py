@@ -327,11 +327,11 @@ def _without(mod: IRModule, functions: dict[GlobalVar, Function], known: _Values
     renamed = {var: GlobalVar(var.name_hint) for var in functions if var.name_hint in dropped}
     result = {var: function for var, function in mod.functions_items() if var not in functions}
     for var, function in functions.items():
-        own = dropped.get(var.name_hint, set())
-        constants = {each: known[var.name_hint, index] for index, each in enumerate(function.params) if index in own}
+        fixed = dropped.get(var.name_hint, set())
+        constants = {each: known[var.name_hint, index] for index, each in enumerate(function.params) if index in fixed}
         replace = partial(_replaced, {**constants, **renamed})
         body = replace_leaves(function.body, replace, partial(_kept, dropped))
-        params = [each for index, each in enumerate(function.params) if index not in own]
+        params = [each for index, each in enumerate(function.params) if index not in fixed]
         rebuilt = relax.Function(params, body, function.ret_ty, function.is_pure, function.attrs, function.span)
         if var in renamed:
             set_type(renamed[var], relax.FuncType([each.ty for each in params], function.ret_ty, function.is_pure))

@@ -82,22 +82,22 @@ def pad_of_convolution(graph: Graph, call: Call) -> Expr | None:
 @rules.on(*_AVERAGE)
 def pad_of_average(graph: Graph, call: Call) -> Expr | None:
     """avg_pool(pad(x, 0)) => avg_pool(x, padding), counting the padding"""
-    found = padded_operand(graph, call, str(call.attrs.layout))
-    if found is None or float(found[0].attrs.pad_value) != 0 or bool(call.attrs.ceil_mode):
+    padded = padded_operand(graph, call, str(call.attrs.layout))
+    if padded is None or float(padded[0].attrs.pad_value) != 0 or bool(call.attrs.ceil_mode):
         return None
     if any(int(width) for width in call.attrs.padding) and not bool(call.attrs.count_include_pad):
         return None
-    return rebuilt(call, found[0].args[0], _POOL_ATTRIBUTES, found[1], count_include_pad=True)
+    return rebuilt(call, padded[0].args[0], _POOL_ATTRIBUTES, padded[1], count_include_pad=True)
 
 
 @rules.on(*_MAX_POOLS)
 def pad_of_maximum(graph: Graph, call: Call) -> Expr | None:
     """max_pool(pad(x, lowest)) => max_pool(x, padding), if no window is all padding"""
-    found = padded_operand(graph, call, str(call.attrs.layout))
+    padded = padded_operand(graph, call, str(call.attrs.layout))
     dtype = dtype_of(call)
-    if found is None or bool(call.attrs.ceil_mode) or dtype not in ("float16", "float32", "float64"):
+    if padded is None or bool(call.attrs.ceil_mode) or dtype not in ("float16", "float32", "float64"):
         return None
-    pad, widths = found
+    pad, widths = padded
     total = [int(own) + more for own, more in zip(call.attrs.padding, widths, strict=True)]
     windows = [int(size) for size in call.attrs.pool_size] * 2
     if any(width >= size for width, size in zip(total, windows, strict=True)):
@@ -132,20 +132,20 @@ def crop_filter(graph: Graph, call: Call) -> Expr | None:
     met = [window.met for window in windows]
     if not all(met) or all(len(taps) == window.taps for taps, window in zip(met, windows, strict=True)):
         return None
-    kept = [slice(taps[0].index, taps[-1].index + 1) for taps in met]
-    before = [window.before - cut.start * window.dilation for window, cut in zip(windows, kept, strict=True)]
-    after = [
-        window.after - (window.taps - cut.stop) * window.dilation for window, cut in zip(windows, kept, strict=True)
+    slices = [slice(taps[0].index, taps[-1].index + 1) for taps in met]
+    pads_before = [window.before - cut.start * window.dilation for window, cut in zip(windows, slices, strict=True)]
+    pads_after = [
+        window.after - (window.taps - cut.stop) * window.dilation for window, cut in zip(windows, slices, strict=True)
     ]
-    if min(*before, *after, 0) < 0:
+    if min(*pads_before, *pads_after, 0) < 0:
         return None  # the rest begins inside the input
     attrs = call.attrs
     function = getattr(relax.op.nn, str(call.op.name).removeprefix("relax.nn."))
     return function(
         call.args[0],
-        as_constant(weight[(slice(None), slice(None), *kept)]),
+        as_constant(weight[(slice(None), slice(None), *slices)]),
         strides=list(attrs.strides),
-        padding=[*before, *after],
+        padding=[*pads_before, *pads_after],
         dilation=list(attrs.dilation),
         groups=int(attrs.groups),
         data_layout=str(attrs.data_layout),

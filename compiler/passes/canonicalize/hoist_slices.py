@@ -106,13 +106,13 @@ def past_constant_operand(graph: Graph, call: Call) -> Expr | None:
     axis, begin, end = cut
     operands = list(inner.args)
     for position in (0, 1):
-        constant, other = constant_array(graph, operands[position]), operands[1 - position]
-        if constant is None or not same_shape(shape_of(other), shape_of(inner)):
+        constant, operand = constant_array(graph, operands[position]), operands[1 - position]
+        if constant is None or not same_shape(shape_of(operand), shape_of(inner)):
             continue
-        own = axis - len(shape_of(inner) or ()) + constant.ndim
-        if own >= 0 and constant.shape[own] > 1:
-            operands[position] = as_constant(constant[(slice(None),) * own + (slice(begin, end),)])
-        operands[1 - position] = graph.emit(_slice(other, axis, begin, end))
+        constant_axis = axis - len(shape_of(inner) or ()) + constant.ndim
+        if constant_axis >= 0 and constant.shape[constant_axis] > 1:
+            operands[position] = as_constant(constant[(slice(None),) * constant_axis + (slice(begin, end),)])
+        operands[1 - position] = graph.emit(_slice(operand, axis, begin, end))
         return relax.Call(inner.op, operands, inner.attrs)
     return None
 
@@ -142,10 +142,10 @@ def past_reshape(graph: Graph, call: Call) -> Expr | None:
     if inner is None or cut is None or source is None or middle is None or result is None:
         return None
     axis, begin, end = cut
-    found = _outer_axis(source, middle, axis)
-    if found is None:
+    split = _outer_axis(source, middle, axis)
+    if split is None:
         return None
-    outer, step = found
+    outer, step = split
     return op.reshape(graph.emit(_slice(inner.args[0], outer, begin * step, end * step)), relax.ShapeExpr(result))
 
 
@@ -154,9 +154,9 @@ def _outer_axis(source: tuple[int, ...], middle: tuple[int, ...], axis: int) -> 
 
     Row-major: the axes before `axis`, and the axes up to and including it, must each be whole axes of `source`.
     """
-    before = math.prod(middle[:axis])
+    leading = math.prod(middle[:axis])
     for outer in range(len(source)):
-        if math.prod(source[:outer]) == before and source[outer] > 1:
+        if math.prod(source[:outer]) == leading and source[outer] > 1:
             step, rest = divmod(source[outer], middle[axis])
             return (outer, step) if rest == 0 else None
     return None

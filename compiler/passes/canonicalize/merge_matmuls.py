@@ -130,10 +130,10 @@ class ParallelMerger(Graph):
         members = self._groups.pop(variable, None)
         if members is not None:
             self._emit_merged(members)
-        found = self._slices.get(variable)
-        if found is None:
+        part = self._slices.get(variable)
+        if part is None:
             return None
-        merged, axis, begin, end = found
+        merged, axis, begin, end = part
         return relax.op.strided_slice(merged, [axis], [begin], [end])
 
     def _emit_merged(self, members: list[Member]) -> None:
@@ -214,7 +214,7 @@ class _PieceMerger(Graph):
 
     def _find_groups(self, block: BindingBlock) -> None:
         values = {binding.var: binding.value for binding in block.bindings}
-        pool, found = ConstantPool(), dict[Any, _Group]()
+        pool, groups = ConstantPool(), dict[Any, _Group]()
         for binding in block.bindings:
             linear = as_linear(self, binding.value)
             if (
@@ -227,8 +227,8 @@ class _PieceMerger(Graph):
             piece = _piece_of(linear.data, values)
             if piece is not None and _slices_have_few_rows(linear.data):
                 key = (piece.source, piece.axis, pool.index(linear.call.args[1]), str(linear.call.attrs.out_dtype))
-                found.setdefault(key, _Group(linear, {})).pieces[binding.var] = piece
-        for group in found.values():
+                groups.setdefault(key, _Group(linear, {})).pieces[binding.var] = piece
+        for group in groups.values():
             if group.pays_off():
                 self._groups.update(dict.fromkeys(group.pieces, group))
 

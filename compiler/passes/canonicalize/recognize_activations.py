@@ -34,11 +34,11 @@ def recognize_gelu(mod: IRModule, context: PipelineContext) -> IRModule:
 @_gelu_rules.on("relax.multiply", "relax.divide", "relax.add")
 def spelled_gelu(graph: Graph, call: Call) -> Expr | None:
     """=> gelu(x) or gelu_tanh(x)"""
-    found = recognize(graph, call, {"gelu": gelu, "gelu_tanh": gelu_tanh})
-    if found is None:
+    match = recognize(graph, call, {"gelu": gelu, "gelu_tanh": gelu_tanh})
+    if match is None:
         return None
-    operator = relax.op.nn.gelu if found.function == "gelu" else relax.op.nn.gelu_tanh
-    return operator(found.argument)
+    operator = relax.op.nn.gelu if match.function == "gelu" else relax.op.nn.gelu_tanh
+    return operator(match.argument)
 
 
 _silu_rules = RuleTable()

@@ -49,46 +49,46 @@ def recognize_layer_norm(mod: IRModule, context: PipelineContext) -> IRModule:
 @_layer_norm_rules.on("relax.divide", "relax.multiply")
 def spelled_layer_norm(graph: Graph, call: Call) -> Expr | None:
     """=> layer_norm(x, 1, 0), or with the scale multiplied into the inverse root"""
-    found = as_normalized(graph, call)
-    if found is None:
+    norm = as_normalized(graph, call)
+    if norm is None:
         return None
-    centered = graph.call(found.numerator, "relax.subtract")
+    centered = graph.call(norm.numerator, "relax.subtract")
     mean = as_mean(graph, centered.args[1]) if centered is not None else None
     if centered is None or mean is None or not mean.operand.same_as(centered.args[0]):
         return None
-    if not _is_variance(graph, found, mean) or not same_type(call, mean.operand):
+    if not _is_variance(graph, norm, mean) or not same_type(call, mean.operand):
         return None
-    if not read_exactly(graph, [(each, 1) for each in found.inner]):
+    if not read_exactly(graph, [(each, 1) for each in norm.inner]):
         return None
-    weight = _ones(mean) if found.scale is None else over_axes(graph, found.scale, mean.operand, mean.axes)
+    weight = _ones(mean) if norm.scale is None else over_axes(graph, norm.scale, mean.operand, mean.axes)
     if weight is None:
         return None
-    return _layer_norm(mean.operand, weight, np.zeros_like(weight), mean.axes, found.epsilon)
+    return _layer_norm(mean.operand, weight, np.zeros_like(weight), mean.axes, norm.epsilon)
 
 
-def _is_variance(graph: Graph, found: Normalized, mean: Mean) -> bool:
+def _is_variance(graph: Graph, norm: Normalized, mean: Mean) -> bool:
     """True if the term under the root is the variance of the operand of `mean`, and its parts have no other reader."""
-    variance = graph.call(found.variance, "relax.variance")
+    variance = graph.call(norm.variance, "relax.variance")
     if variance is not None:
         axes = tuple(sorted(int(axis) % len(shape_of(mean.operand) or [0]) for axis in variance.attrs.axis or []))
         same = variance.args[0].same_as(mean.operand) and axes == mean.axes and bool(variance.attrs.keepdims)
-        return same and graph.only_use(found.numerator)
-    squares = as_mean(graph, found.variance)
+        return same and graph.only_use(norm.numerator)
+    squares = as_mean(graph, norm.variance)
     square = as_square(graph, squares.operand) if squares is not None else None
     if squares is None or square is None or squares.axes != mean.axes:
         return False
     base, reads = square
-    if base.same_as(found.numerator):
+    if base.same_as(norm.numerator):
         return read_exactly(graph, [(base, reads + 1)])
     again = graph.call(base, "relax.subtract")  # the difference may have been computed twice
-    other = as_mean(graph, again.args[1]) if again is not None else None
-    same = again is not None and other is not None and again.args[0].same_as(mean.operand)
+    second_mean = as_mean(graph, again.args[1]) if again is not None else None
+    same = again is not None and second_mean is not None and again.args[0].same_as(mean.operand)
     return bool(
         same
-        and other is not None
-        and other.operand.same_as(mean.operand)
-        and other.axes == mean.axes
-        and read_exactly(graph, [(base, reads), (found.numerator, 1)])
+        and second_mean is not None
+        and second_mean.operand.same_as(mean.operand)
+        and second_mean.axes == mean.axes
+        and read_exactly(graph, [(base, reads), (norm.numerator, 1)])
     )
 
 
@@ -130,23 +130,23 @@ def recognize_rms_norm(mod: IRModule, context: PipelineContext) -> IRModule:
 @_rms_norm_rules.on("relax.divide", "relax.multiply")
 def spelled_rms_norm(graph: Graph, call: Call) -> Expr | None:
     """=> rms_norm(x, 1), or with the scale multiplied into the inverse root"""
-    found = as_normalized(graph, call)
-    mean = as_mean(graph, found.variance) if found is not None else None
+    norm = as_normalized(graph, call)
+    mean = as_mean(graph, norm.variance) if norm is not None else None
     square = as_square(graph, mean.operand) if mean is not None else None
-    if found is None or mean is None or square is None or not square[0].same_as(found.numerator):
+    if norm is None or mean is None or square is None or not square[0].same_as(norm.numerator):
         return None
-    data, rank, shape = found.numerator, rank_of(found.numerator), shape_of(found.numerator)
+    data, rank, shape = norm.numerator, rank_of(norm.numerator), shape_of(norm.numerator)
     # TVM cannot lower the operator over all axes.
     if rank is None or shape is None or mean.axes != tuple(range(max(1, rank - len(mean.axes)), rank)):
         return None
     sizes = [shape[axis] for axis in mean.axes]
     # The operator computes in float32 and casts back, which is too imprecise for float64.
     known = all(isinstance(size, int) for size in sizes) and dtype_of(data) in ("float16", "float32")
-    if not known or not same_type(call, data) or not read_exactly(graph, [(each, 1) for each in found.inner]):
+    if not known or not same_type(call, data) or not read_exactly(graph, [(each, 1) for each in norm.inner]):
         return None
     ones = np.ones(sizes, dtype_of(data))
-    weight = ones if found.scale is None else over_axes(graph, found.scale, data, mean.axes)
-    return None if weight is None else op.nn.rms_norm(data, as_constant(weight), list(mean.axes), found.epsilon)
+    weight = ones if norm.scale is None else over_axes(graph, norm.scale, data, mean.axes)
+    return None if weight is None else op.nn.rms_norm(data, as_constant(weight), list(mean.axes), norm.epsilon)
 
 
 @_rms_norm_rules.on("relax.multiply")
@@ -242,16 +242,16 @@ def as_normalized(graph: Graph, call: Call) -> Normalized | None:
         root = graph.call(call.args[1], "relax.sqrt")
         return _under_root(graph, call.args[0], root, None, [call.args[1]]) if root is not None else None
     for numerator, inverse in both_orders(call):
-        found = _inverse_root(graph, inverse)
-        if found is not None:
-            return _under_root(graph, numerator, found[0], None, [inverse, *found[1]])
+        inverse_root = _inverse_root(graph, inverse)
+        if inverse_root is not None:
+            return _under_root(graph, numerator, inverse_root[0], None, [inverse, *inverse_root[1]])
         scaled = graph.call(inverse, "relax.multiply")
         if scaled is None:
             continue
         for factor, scale in both_orders(scaled):
-            found = _inverse_root(graph, factor)
-            if found is not None and constant_array(graph, scale) is not None:
-                return _under_root(graph, numerator, found[0], scale, [inverse, factor, *found[1]])
+            inverse_root = _inverse_root(graph, factor)
+            if inverse_root is not None and constant_array(graph, scale) is not None:
+                return _under_root(graph, numerator, inverse_root[0], scale, [inverse, factor, *inverse_root[1]])
     return None
 
 
@@ -287,26 +287,26 @@ def over_axes(graph: Graph, expr: Expr, like: Expr, axes: tuple[int, ...]) -> Ar
     array, shape = constant_array(graph, expr), shape_of(like)
     if array is None or shape is None or array.ndim > len(shape) or str(array.dtype) != dtype_of(like):
         return None
-    wanted = [shape[axis] for axis in axes]
-    if not all(isinstance(size, int) for size in wanted):
+    target = [shape[axis] for axis in axes]
+    if not all(isinstance(size, int) for size in target):
         return None
     full = array.reshape((1,) * (len(shape) - array.ndim) + array.shape)
     if any(size != 1 for axis, size in enumerate(full.shape) if axis not in axes):
         return None
-    if not all(full.shape[axis] in (1, size) for axis, size in zip(axes, wanted, strict=True)):
+    if not all(full.shape[axis] in (1, size) for axis, size in zip(axes, target, strict=True)):
         return None
-    return np.broadcast_to(full.reshape([full.shape[axis] for axis in axes]), wanted)
+    return np.broadcast_to(full.reshape([full.shape[axis] for axis in axes]), target)
 
 
 def scaled_norms(graph: Graph, call: Call, operator: str) -> Iterator[tuple[Call, tuple[int, ...], Array]]:
     """Yield (norm, axes, constant over these axes) for each operand of a binary call that is such a norm, used only
     here."""
-    for variable, other in both_orders(call):
+    for variable, scale in both_orders(call):
         norm = graph.call(variable, operator)
         if norm is None or not graph.only_use(variable) or not same_type(norm, call):
             continue
         axes = normalized_axes(norm)
-        constant = over_axes(graph, other, norm, axes)
+        constant = over_axes(graph, scale, norm, axes)
         if constant is not None:
             yield norm, axes, constant
 

@@ -81,12 +81,12 @@ def add_zero(graph: Graph, call: Call) -> Expr | None:
 @rules.on("relax.multiply")
 def multiply_one(graph: Graph, call: Call) -> Expr | None:
     """x * 1 => x, x * -1 => -x"""
-    found = split_constant(graph, call)
-    if found is None or not keeps_type(call, found[0]):
+    operands = split_constant(graph, call)
+    if operands is None or not keeps_type(call, operands[0]):
         return None
-    if all_equal(found[1], 1):
-        return found[0]
-    return op.negative(found[0]) if is_float(call) and all_equal(found[1], -1) else None
+    if all_equal(operands[1], 1):
+        return operands[0]
+    return op.negative(operands[0]) if is_float(call) and all_equal(operands[1], -1) else None
 
 
 @rules.on("relax.equal", "relax.not_equal", "relax.less_equal", "relax.greater_equal")
@@ -144,16 +144,16 @@ def divide_constant(graph: Graph, call: Call) -> Expr | None:
 @rules.on("relax.add", "relax.multiply")
 def join_constants(graph: Graph, call: Call) -> Expr | None:
     """(x + a) + b => x + (a + b), (x * a) * b => x * (a * b), for constants a and b"""
-    found = split_constant(graph, call)
-    if found is None or not _may_round_anew(call):
+    operands = split_constant(graph, call)
+    if operands is None or not _may_round_anew(call):
         return None
-    inner = graph.call(found[0], str(call.op.name))
-    if inner is None or not graph.only_use(found[0]):
+    inner = graph.call(operands[0], str(call.op.name))
+    if inner is None or not graph.only_use(operands[0]):
         return None
     nested = split_constant(graph, inner)
-    if nested is None or found[1].dtype.kind != "f":
+    if nested is None or operands[1].dtype.kind != "f":
         return None
-    outer, first = found[1], nested[1]
+    outer, first = operands[1], nested[1]
     combine = np.add if call.op.name == "relax.add" else np.multiply
     with np.errstate(all="ignore"):
         joined = np.asarray(combine(first.astype(np.float64), outer.astype(np.float64)).astype(first.dtype))
@@ -171,10 +171,10 @@ def join_scales(graph: Graph, call: Call) -> Expr | None:
         return None
     if not all(_may_round_anew(side) for side in sides):
         return None
-    found = [split_constant(graph, side) for side in sides]
-    if found[0] is None or found[1] is None or found[0][1].ndim or found[1][1].ndim:
+    operands = [split_constant(graph, side) for side in sides]
+    if operands[0] is None or operands[1] is None or operands[0][1].ndim or operands[1][1].ndim:
         return None
-    (x, a), (y, b) = found[0], found[1]
+    (x, a), (y, b) = operands[0], operands[1]
     joined = np.asarray(a.astype(np.float64) * b.astype(np.float64), a.dtype)
     if not all(_is_tame(number) for number in (a, b, joined)):
         return None

@@ -119,11 +119,11 @@ Made: TypeAlias = "dict[tuple[object, ...], Expr]"
 
 def respelled_kernels(mod: IRModule) -> IRModule:
     """Redirect each call whose sizes are spelled differently from its kernel's to a respelled copy of the kernel."""
-    made: Made = {}
+    variants: Made = {}
     return with_changed_calls(
         mod,
         lambda kernel, call: _Spelling(kernel, call).differs,
-        lambda builder, kernel, call: respelled_call(builder, kernel, call, made),
+        lambda builder, kernel, call: respelled_call(builder, kernel, call, variants),
     )
 
 
@@ -184,20 +184,23 @@ class _Spelling:
             return
         values: dict[Var, Expr] = {}
         pairs = self._pairs(kernel, call)
-        for own, given in pairs.values():
-            for size, wanted in zip(own, given, strict=True):
+        for kernel_shape, call_shape in pairs.values():
+            for size, call_size in zip(kernel_shape, call_shape, strict=True):
                 if isinstance(size, Var):
-                    values.setdefault(size, wanted)
+                    values.setdefault(size, call_size)
         arguments = call.args[1].fields
         for parameter, argument in zip(kernel.params, arguments, strict=False):
             if not tirx.is_buffer_var(parameter):
                 values.setdefault(parameter, argument)
         self._own = {value: var for var, value in values.items() if isinstance(value, Var)}
-        for position, (own, given) in pairs.items():
-            if not all(self._is_spelled_so(size, wanted, values) for size, wanted in zip(own, given, strict=True)):
+        for position, (kernel_shape, call_shape) in pairs.items():
+            if not all(
+                self._is_spelled_so(size, call_size, values)
+                for size, call_size in zip(kernel_shape, call_shape, strict=True)
+            ):
                 self.shapes[position] = [
-                    size if self._is_spelled_so(size, wanted, values) else self._in_own_variables(wanted)
-                    for size, wanted in zip(own, given, strict=True)
+                    size if self._is_spelled_so(size, call_size, values) else self._in_own_variables(call_size)
+                    for size, call_size in zip(kernel_shape, call_shape, strict=True)
                 ]
 
     @property
@@ -220,13 +223,13 @@ class _Spelling:
         named = structural_map(size, (Var, lambda var: values.get(var, var)))
         return bool(structural_equal(named, wanted))
 
-    def _in_own_variables(self, wanted: Expr) -> Expr:
+    def _in_own_variables(self, size: Expr) -> Expr:
         def own(var: Var) -> Var:
             if var in self._own:
                 return self._own[var]
             return self.more.setdefault(var, tirx.Var(var.name, var.ty))
 
-        return structural_map(wanted, (Var, own))
+        return structural_map(size, (Var, own))
 
     def key(self) -> tuple[object, ...]:
         """Key that is equal for calls that spell all sizes alike."""

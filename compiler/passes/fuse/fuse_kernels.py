@@ -61,10 +61,10 @@ def fuse_kernels(mod: IRModule, context: PipelineContext) -> IRModule:
     """Each group becomes one kernel, whose scalar arguments are in order of use."""
     with context.tvm_target():
         fused = relax.transform.FuseTIR()(mod)
-    before = {var.name_hint for var, each in mod.functions_items() if isinstance(each, tirx.PrimFunc)}
+    old_kernels = {var.name_hint for var, each in mod.functions_items() if isinstance(each, tirx.PrimFunc)}
     orders = {}
     for var, function in fused.functions_items():
-        if isinstance(function, tirx.PrimFunc) and var.name_hint not in before:
+        if isinstance(function, tirx.PrimFunc) and var.name_hint not in old_kernels:
             order = order_of_use(function)
             if order != sorted(order):
                 orders[var] = order
@@ -85,9 +85,9 @@ def order_of_use(kernel: PrimFunc) -> Order:
                 structural_walk(size, (tvm.ir.Var, note))
     structural_walk(kernel.body, (tvm.ir.Var, note))
     rank = {variable: number for number, variable in enumerate(uses)}
-    wanted = sorted(positions, key=lambda index: rank.get(kernel.params[index], len(rank)))
+    by_use = sorted(positions, key=lambda index: rank.get(kernel.params[index], len(rank)))
     order = list(range(len(kernel.params)))
-    for index, source in zip(positions, wanted, strict=True):
+    for index, source in zip(positions, by_use, strict=True):
         order[index] = source
     return order
 

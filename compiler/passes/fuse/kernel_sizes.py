@@ -219,13 +219,13 @@ def _grouped(bindings: Sequence[Binding], defining: Sequence[int]) -> tuple[list
     placed: set[int] = set()
     groups = []
     for index in defining:
-        wanted, waiting = {index}, [index]
+        members, waiting = {index}, [index]
         while waiting:
-            fresh = needs[waiting.pop()] - placed - wanted
-            wanted |= fresh
+            fresh = needs[waiting.pop()] - placed - members
+            members |= fresh
             waiting.extend(fresh)
-        groups.append([bindings[each] for each in sorted(wanted)])
-        placed |= wanted
+        groups.append([bindings[each] for each in sorted(members)])
+        placed |= members
     return groups, [binding for index, binding in enumerate(bindings) if index not in placed]
 
 

@@ -89,10 +89,10 @@ def legalize_strided_slice(builder: relax.BlockBuilder, call: relax.Call) -> rel
 
 def legalize_broadcast_to(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
     """Lower `broadcast_to` when a size may be 1 without proof: TVM's kernel assumes that it equals the target size."""
-    own, target = shape_of(call.args[0]), shape_of(call)
-    if own is None or target is None:
+    source, target = shape_of(call.args[0]), shape_of(call)
+    if source is None or target is None:
         return _tvm_broadcast_to(builder, call)
-    pairs = zip(own, target[len(target) - len(own) :], strict=True)
+    pairs = zip(source, target[len(target) - len(source) :], strict=True)
     if all(isinstance(size, int) or same_size(size, result) for size, result in pairs):
         return _tvm_broadcast_to(builder, call)
 
@@ -175,10 +175,10 @@ def legalize_divide(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr
 def legalize_multiply(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
     """Lower `multiply`; TVM would fold x * 0 to 0, although it can be NaN or -0."""
     dtype = dtype_of(call.args[0])
-    for factor, other in (call.args, reversed(call.args)):
+    for factor, operand in (call.args, reversed(call.args)):
         number = _one_number(factor)
         if dtype in _FLOATS and number == 0 and array_of(factor).ndim == 0:
-            return builder.call_te(_times_zero(number, dtype), other, primfunc_name_hint="multiply")
+            return builder.call_te(_times_zero(number, dtype), operand, primfunc_name_hint="multiply")
     return tvm_private.legalize_binary(topi.multiply)(builder, call)
 
 
@@ -430,21 +430,21 @@ _MAXIMA_TYPES = ("float16", "float32", "float64")
 def _reducer(dtype: str, *, greatest: bool) -> Callable[..., Expr]:
     """Return the reducer in the form that `schedules.ir.reduction` recognizes."""
 
-    def combine(own: Expr, value: Expr) -> Expr:
-        best = tirx.max(own, value) if greatest else tirx.min(own, value)
-        return tirx.Select(tirx.isnan(own), own, tirx.Select(tirx.isnan(value), value, best))
+    def combine(total: Expr, value: Expr) -> Expr:
+        best = tirx.max(total, value) if greatest else tirx.min(total, value)
+        return tirx.Select(tirx.isnan(total), total, tirx.Select(tirx.isnan(value), value, best))
 
     return te.comm_reducer(combine, lambda _: tirx.const(-math.inf if greatest else math.inf, dtype), name="extremum")
 
 
 def _extremum(name: str) -> Legalize:
     """Lower `max` and `min` over axes; over no elements the result is -inf or inf."""
-    own: Legalize = statistical._statistical(getattr(topi, name))
+    legalize_in_tvm: Legalize = statistical._statistical(getattr(topi, name))
 
     def legalize(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
         dtype, rank = dtype_of(call.args[0]), rank_of(call.args[0])
         if dtype not in _MAXIMA_TYPES or rank is None:
-            return own(builder, call)
+            return legalize_in_tvm(builder, call)
         axes = range(rank) if call.attrs.axis is None else [int(axis) % rank for axis in call.attrs.axis]
         keep = bool(call.attrs.keepdims)
         reducer = _reducer(dtype, greatest=name == "max")
@@ -460,11 +460,11 @@ def reduce_axes(data: te.Tensor, axes: Sequence[int], keep: bool, reducer: Calla
     if not axes:
         return te.compute(data.shape, lambda *coordinates: data(*coordinates), name="reduced")
     reduced = {axis: te.reduce_axis((0, data.shape[axis]), f"k{axis}") for axis in axes}
-    kept = [axis for axis in range(len(data.shape)) if keep or axis not in reduced]
-    shape = [tirx.const(1, "int64") if axis in reduced else data.shape[axis] for axis in kept]
+    remaining = [axis for axis in range(len(data.shape)) if keep or axis not in reduced]
+    shape = [tirx.const(1, "int64") if axis in reduced else data.shape[axis] for axis in remaining]
 
     def element(*indices: Expr) -> Expr:
-        position = dict(zip(kept, indices, strict=True))
+        position = dict(zip(remaining, indices, strict=True))
         coordinates = [reduced[a].var if a in reduced else position[a] for a in range(len(data.shape))]
         return reducer(data(*coordinates), axis=list(reduced.values()))
 
@@ -472,14 +472,14 @@ def reduce_axes(data: te.Tensor, axes: Sequence[int], keep: bool, reducer: Calla
 
 
 def _max_pool(rank: int) -> Legalize:
-    own: Legalize = getattr(nn, f"_nn_max_pool{rank}d")
+    legalize_in_tvm: Legalize = getattr(nn, f"_nn_max_pool{rank}d")
 
     def legalize(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
         attrs = call.attrs
         layout = str(attrs.layout)
         plain = layout.isalpha() and layout.isupper() and layout == (str(attrs.out_layout) or layout)
         if dtype_of(call.args[0]) not in _MAXIMA_TYPES or not plain:
-            return own(builder, call)
+            return legalize_in_tvm(builder, call)
         spatial = [layout.index(letter) for letter in "DHW"[-rank:]]
 
         return builder.call_te(
@@ -493,15 +493,15 @@ def _pooled(data: te.Tensor, spatial: Sequence[int], attrs: Attrs) -> te.Tensor:
     """Maximum pooling, with output sizes as Relax infers them."""
     rank = len(spatial)
     taps = [te.reduce_axis((0, int(size)), f"tap{axis}") for axis, size in zip(spatial, attrs.pool_size, strict=True)]
-    before, after = [int(p) for p in attrs.padding[:rank]], [int(p) for p in attrs.padding[rank:]]
+    pads_before, pads_after = [int(p) for p in attrs.padding[:rank]], [int(p) for p in attrs.padding[rank:]]
     shape = list(data.shape)
     for i, axis in enumerate(spatial):
         extent = int(attrs.dilation[i]) * (int(attrs.pool_size[i]) - 1) + 1
-        free, stride = data.shape[axis] + before[i] + after[i] - extent, int(attrs.strides[i])
+        free, stride = data.shape[axis] + pads_before[i] + pads_after[i] - extent, int(attrs.strides[i])
         rounded = free + stride - 1 if attrs.ceil_mode else free
         shape[axis] = tirx.floordiv(rounded, stride) + 1
     reducer = _reducer(data.dtype, greatest=True)
-    source = _bordered(data, spatial, before, after, attrs)
+    source = _bordered(data, spatial, pads_before, pads_after, attrs)
 
     def element(*indices: Expr) -> Expr:
         position = list(indices)
@@ -513,12 +513,12 @@ def _pooled(data: te.Tensor, spatial: Sequence[int], attrs: Attrs) -> te.Tensor:
 
 
 def _bordered(
-    data: te.Tensor, spatial: Sequence[int], before: Sequence[int], after: Sequence[int], attrs: Attrs
+    data: te.Tensor, spatial: Sequence[int], pads_before: Sequence[int], pads_after: Sequence[int], attrs: Attrs
 ) -> Tensor:
     """Pad the data with -inf as far as windows reach."""
     low, high = [0] * len(data.shape), [0] * len(data.shape)
     for i, axis in enumerate(spatial):
-        low[axis], high[axis] = before[i], after[i] + (int(attrs.strides[i]) - 1 if attrs.ceil_mode else 0)
+        low[axis], high[axis] = pads_before[i], pads_after[i] + (int(attrs.strides[i]) - 1 if attrs.ceil_mode else 0)
     if not any(low) and not any(high):
         return data
     return topi.nn.pad(data, low, high, tirx.const(-math.inf, data.dtype), name="bordered")

@@ -93,7 +93,7 @@ def _are_as_many(left: Sequence[Expr], right: Sequence[Expr]) -> bool:
 
 def _factors(sizes: Iterable[Expr]) -> dict[StructuralKey, tuple[Expr, int]]:
     """Return the factors of a product, each with its count."""
-    found: dict[StructuralKey, tuple[Expr, int]] = {}
+    factors: dict[StructuralKey, tuple[Expr, int]] = {}
     waiting = list(sizes)
     while waiting:
         size = waiting.pop()
@@ -101,8 +101,8 @@ def _factors(sizes: Iterable[Expr]) -> dict[StructuralKey, tuple[Expr, int]]:
             waiting += [size.a, size.b]
         else:
             key = StructuralKey(size)
-            found[key] = size, found.get(key, (size, 0))[1] + 1
-    return found
+            factors[key] = size, factors.get(key, (size, 0))[1] + 1
+    return factors
 
 
 def _product(factors: Iterable[tuple[Expr, int]]) -> Expr:

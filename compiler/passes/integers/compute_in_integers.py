@@ -93,18 +93,18 @@ class IntegerWeight:
 
 def integer_weight(graph: Graph, expr: Expr, filters: int) -> IntegerWeight | None:
     """Return constant weights with one scale for all, or one per entry of axis `filters`."""
-    found = dequantized_operand(graph, expr)
-    values = None if found is None else constant_array(graph, found.data)
-    if found is None or values is None or (found.scale.size > 1 and found.axis != filters):
+    operand = dequantized_operand(graph, expr)
+    values = None if operand is None else constant_array(graph, operand.data)
+    if operand is None or values is None or (operand.scale.size > 1 and operand.axis != filters):
         return None
     shape = [1] * values.ndim
     shape[filters] = -1
-    zero = found.zero.astype(np.int32)
+    zero = operand.zero.astype(np.int32)
     shifted = values.astype(np.int32) - (zero.reshape(shape) if zero.size > 1 else zero.reshape(()))
     if shifted.size == 0:
         return None
     fits = shifted.min() >= -128 and shifted.max() <= 127
-    return IntegerWeight(shifted.astype(np.int8 if fits else np.int16), found.scale.reshape(-1).astype(np.float32))
+    return IntegerWeight(shifted.astype(np.int8 if fits else np.int16), operand.scale.reshape(-1).astype(np.float32))
 
 
 rules = RuleTable()
@@ -222,12 +222,12 @@ def quantize_of_sum(graph: Graph, call: Call) -> Expr | None:
     if product is None or not graph.only_use(scaled):
         return None
     factor = constant_array(graph, product.args[1])
-    whole = graph.call(product.args[0], "relax.astype")
-    if factor is None or factor.dtype != np.float32 or whole is None or dtype_of(whole.args[0]) != "int32":
+    converted = graph.call(product.args[0], "relax.astype")
+    if factor is None or factor.dtype != np.float32 or converted is None or dtype_of(converted.args[0]) != "int32":
         return None
     if step == 1.0 and bias is None:
         return None
-    total = whole.args[0]
+    total = converted.args[0]
     if bias is not None:
         steps = bias.astype(np.float64) / factor.astype(np.float64)
         integers = np.rint(steps)
@@ -245,9 +245,9 @@ def quantize_of_sum(graph: Graph, call: Call) -> Expr | None:
 def _plus(graph: Graph, total: Expr, constant: Array) -> Expr:
     """Add a constant to a sum, combining it with the constant added before."""
     added = graph.call(total, "relax.add")
-    before = None if added is None else constant_array(graph, added.args[1])
-    if added is not None and before is not None and before.dtype == np.int32:
-        total, constant = added.args[0], before + constant
+    old_constant = None if added is None else constant_array(graph, added.args[1])
+    if added is not None and old_constant is not None and old_constant.dtype == np.int32:
+        total, constant = added.args[0], old_constant + constant
     return graph.emit(relax.op.add(total, as_constant(constant)))
 
 

@@ -47,10 +47,10 @@ def compute_with_int16(mod: IRModule, context: PipelineContext) -> IRModule:
 @rules.on("relax.nn.conv1d", "relax.nn.conv2d", "relax.nn.conv3d")
 def convolution(graph: Graph, call: Call) -> Expr | None:
     """conv(dequantize(x), dequantize(w)) => scale * (256 conv(h, w) + conv(l, w) - offset)"""
-    found = _operands(graph, call, 0) if is_plain_convolution(call) else None
-    if found is None:
+    operands = _operands(graph, call, 0) if is_plain_convolution(call) else None
+    if operands is None:
         return None
-    data, weight = found
+    data, weight = operands
     zero = int(data.zero.reshape(()))
     high, low = (
         integer_convolution(graph, call, part, weight, padding)
@@ -62,10 +62,10 @@ def convolution(graph: Graph, call: Call) -> Expr | None:
 @rules.on("relax.matmul")
 def matmul(graph: Graph, call: Call) -> Expr | None:
     """matmul(dequantize(x), dequantize(w)) => scale * (256 matmul(h, w) + matmul(l, w) - offset)"""
-    found = _operands(graph, call, 1) if is_plain_matmul(call) else None
-    if found is None:
+    operands = _operands(graph, call, 1) if is_plain_matmul(call) else None
+    if operands is None:
         return None
-    data, weight = found
+    data, weight = operands
     values = as_constant(weight.values)
     high, low = (graph.emit(relax.op.matmul(part, values, out_dtype="int32")) for part in _halves(graph, data.data))
     return scaled_sum(graph, _joined(graph, high, low), data, weight)

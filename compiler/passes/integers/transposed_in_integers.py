@@ -105,12 +105,12 @@ def _interleaving(graph: Graph, expr: Expr) -> _Found | None:
         calls.append(call)
         expr = call.args[0]
     split = static_shape(calls[-1])
-    before = static_shape(expr)
-    if split is None or before is None or len(split) != 2 * len(before) - 2 or not graph.only_use(expr):
+    source_shape = static_shape(expr)
+    if split is None or source_shape is None or len(split) != 2 * len(source_shape) - 2 or not graph.only_use(expr):
         return None
-    if split[0] != before[0] or split[-len(before) + 2 :] != before[2:] or not _is_sum(graph, expr):
+    if split[0] != source_shape[0] or split[-len(source_shape) + 2 :] != source_shape[2:] or not _is_sum(graph, expr):
         return None
-    return _Found(expr, tuple(reversed(calls)), split[1], before[1] // split[1])
+    return _Found(expr, tuple(reversed(calls)), split[1], source_shape[1] // split[1])
 
 
 def _is_sum(graph: Graph, expr: Expr) -> bool:
@@ -129,28 +129,28 @@ def addition(graph: Graph, call: Call) -> Expr | None:
     """interleave(y) + bias => interleave(y + bias'), a bias per filter"""
     for data, other in both_orders(call):
         bias = constant_array(graph, other)
-        found = None if bias is None else _interleaving(graph, data)
-        if bias is None or found is None or not same_shape(shape_of(call), shape_of(data)):
+        interleaving = None if bias is None else _interleaving(graph, data)
+        if bias is None or interleaving is None or not same_shape(shape_of(call), shape_of(data)):
             continue
         spatial = len(shape_of(data) or ()) - 2
         full = bias.reshape((1,) * (spatial + 2 - bias.ndim) + bias.shape)
         if full.size not in (1, full.shape[1]):
             continue
-        each = np.repeat(np.broadcast_to(full.reshape(-1), found.filters), found.phases)
-        total = graph.emit(relax.op.add(found.source, as_constant(each.reshape(-1, *[1] * spatial))))
-        return found.of(total, graph)
+        phase_bias = np.repeat(np.broadcast_to(full.reshape(-1), interleaving.filters), interleaving.phases)
+        total = graph.emit(relax.op.add(interleaving.source, as_constant(phase_bias.reshape(-1, *[1] * spatial))))
+        return interleaving.of(total, graph)
     return None
 
 
 @rules.on("relax.nn.relu", "relax.nn.relu6", "relax.clip", "relax.quantize")
 def function(graph: Graph, call: Call) -> Expr | None:
     """f(interleave(y)) => interleave(f(y)), for elementwise f"""
-    found = _interleaving(graph, call.args[0])
-    if found is None:
+    interleaving = _interleaving(graph, call.args[0])
+    if interleaving is None:
         return None
     if str(call.op.name) == "relax.quantize":
         parameters = [constant_array(graph, each) for each in call.args[1:3]]
         if any(each is None or each.size != 1 for each in parameters):
             return None
-    value = graph.emit(relax.Call(call.op, [found.source, *list(call.args)[1:]], call.attrs, call.ty_args))
-    return found.of(value, graph)
+    value = graph.emit(relax.Call(call.op, [interleaving.source, *list(call.args)[1:]], call.attrs, call.ty_args))
+    return interleaving.of(value, graph)

@@ -66,7 +66,7 @@ class _Rewriter(PyExprMutator):
 
     def rewrite(self, variable: GlobalVar, function: Function) -> None:
         """Rewrite one function if it contains attention over states."""
-        before = self.count
+        old_count = self.count
         uses = self._look_at(function)
         unchecked = _without_checks(function, self._checks(function, uses))
         if unchecked is not function:
@@ -74,7 +74,7 @@ class _Rewriter(PyExprMutator):
             self._look_at(function)
         self._lengths = {}
         updated = self.visit_expr(function)
-        if self.count > before:
+        if self.count > old_count:
             self.builder_.update_func(variable, updated)
 
     def _look_at(self, function: Function) -> dict[Var, int]:
@@ -89,25 +89,25 @@ class _Rewriter(PyExprMutator):
         """Return shape checks read only by attention over states; they would keep values alive that it no longer
         reads."""
         checks = {each.var for each in bindings_of(function.body) if isinstance(each, relax.MatchCast)}
-        found: set[Var] = set()
+        removable: set[Var] = set()
         for binding in bindings_of(function.body) if checks else ():
             match = self._matcher.match(binding.value) if operator_name(binding.value) == "relax.matmul" else None
             for operand in () if match is None else (match.key, match.value):
                 read = self._reader.read(operand.expr)
                 path = () if read is None else read.path
                 if all(uses.get(each) == 1 for each in path):
-                    found.update(checks.intersection(path))
-        return found
+                    removable.update(checks.intersection(path))
+        return removable
 
     def visit_call_(self, call: Call) -> Expr:
         """Return a call or its replacement."""
-        name, found = operator_name(call), None
+        name, replacement = operator_name(call), None
         if name == "relax.matmul":
             match = self._matcher.match(call)
-            found = None if match is None else self._attention(match)
+            replacement = None if match is None else self._attention(match)
         elif name == "relax.call_tir":
-            found = self._shortened(call)
-        return self.visit_expr_post_order(call) if found is None else found
+            replacement = self._shortened(call)
+        return self.visit_expr_post_order(call) if replacement is None else replacement
 
     def _attention(self, match: AttentionMatch) -> Expr | None:
         """Return attention over states for a match, or None if it does not apply."""
@@ -146,17 +146,17 @@ class _Rewriter(PyExprMutator):
         if text is None:
             return None
         description = parse(str(text))
-        given = dict(zip(description.operands, call.args[1].fields, strict=True))
-        if description.causal or LENGTH in given or set(given) - {QUERY, KEY, VALUE, BIAS, SINKS}:
+        parts = dict(zip(description.operands, call.args[1].fields, strict=True))
+        if description.causal or LENGTH in parts or set(parts) - {QUERY, KEY, VALUE, BIAS, SINKS}:
             return None
-        keys, values = self._reader.read(given[KEY]), self._reader.read(given[VALUE])
+        keys, values = self._reader.read(parts[KEY]), self._reader.read(parts[VALUE])
         if keys is None or values is None or not _belong(keys, values) or (keys.factor, values.factor) != (1.0, 1.0):
             return None
         if not (keys.is_ordered(*_ORDER) and values.is_ordered(*_ORDER)):
             return None
-        query, bias, sinks = (self.visit_expr(given[role]) if role in given else None for role in (QUERY, BIAS, SINKS))
+        query, bias, sinks = (self.visit_expr(parts[role]) if role in parts else None for role in (QUERY, BIAS, SINKS))
         length = self._length(keys, bias)
-        if length is None and keys.state.same_as(given[KEY]):
+        if length is None and keys.state.same_as(parts[KEY]):
             return None
         options = AttentionOptions(
             causal=False,
@@ -202,16 +202,16 @@ def _without_checks(function: Function, checks: set[Var]) -> Function:
     sources: dict[Var, Expr] = {}
     blocks = []
     for block in function.body.blocks:
-        kept = []
+        bindings = []
         for binding in block.bindings:
             value = replace_leaves(binding.value, lambda leaf: sources.get(leaf, leaf))
             if binding.var in checks:
                 sources[binding.var] = value
             elif isinstance(binding, relax.MatchCast):
-                kept.append(relax.MatchCast(binding.var, value, binding.ty))
+                bindings.append(relax.MatchCast(binding.var, value, binding.ty))
             else:
-                kept.append(relax.VarBinding(binding.var, value))
-        blocks.append(type(block)(kept))
+                bindings.append(relax.VarBinding(binding.var, value))
+        blocks.append(type(block)(bindings))
     body = relax.SeqExpr(blocks, function.body.body)
     return with_body(function, body)
 
@@ -315,10 +315,10 @@ class StateRead:
 
     def is_ordered(self, *order: Axis) -> bool:
         """True if its axes are the state's in this order, heads optionally each repeated."""
-        wanted = [[axis, "repeated"] if axis == "heads" else [axis] for axis in order]
-        return len(self.axes) == len(wanted) and all(
-            [axis for axis in names if axis in found] == list(found)
-            for found, names in zip(self.axes, wanted, strict=True)
+        expected = [[axis, "repeated"] if axis == "heads" else [axis] for axis in order]
+        return len(self.axes) == len(expected) and all(
+            [axis for axis in names if axis in axis_group] == list(axis_group)
+            for axis_group, names in zip(self.axes, expected, strict=True)
         )
 
 
@@ -344,10 +344,10 @@ class StateReader:
         while not self._is_state(expr):
             variables.append(expr)
             value = self._definitions.get(expr)
-            before = None if value is None else self._before(value, path)
-            if before is None:
+            source = None if value is None else self._before(value, path)
+            if source is None:
                 return None
-            expr = before
+            expr = source
         rows, shapes = None, list(reversed(path.shapes))
         if shapes and operator_name(shapes[0]) == "relax.strided_slice":
             rows = shapes.pop(0).ty.shape.values[_ROWS]
@@ -408,10 +408,10 @@ class StateReader:
 
 def _is_first_rows(call: Call) -> bool:
     """True if a slice of a state takes its first rows."""
-    given = [_elements(each) for each in call.args[1:]]
-    if len(given) < _SLICE or any(each is None for each in given):
+    arguments = [_elements(each) for each in call.args[1:]]
+    if len(arguments) < _SLICE or any(each is None for each in arguments):
         return False
-    axes, begin, _, *strides = (each for each in given if each is not None)
+    axes, begin, _, *strides = (each for each in arguments if each is not None)
     by_one = all(_is(step, 1) for each in strides for step in each)
     return len(axes) == 1 and _is(axes[0], _ROWS) and _is(begin[0], 0) and by_one
 
@@ -441,19 +441,19 @@ def _axes(shapes: list[Call], sizes: list[Index]) -> tuple[tuple[Axis, ...], ...
     groups: list[Atoms] = [[] if is_one(size) else [(axis, size)] for axis, size in zip(_AXES, sizes, strict=True)]
     for call in shapes:
         name, shape = operator_name(call), shape_of(call)
-        after: list[Atoms] | None
+        regrouped: list[Atoms] | None
         if name == "relax.permute_dims":
             axes = axes_of(call)
-            after = None if axes is None else [groups[axis] for axis in axes]
+            regrouped = None if axes is None else [groups[axis] for axis in axes]
         elif shape is None:
-            after = None
+            regrouped = None
         elif name == "relax.broadcast_to":
-            after = _repeated(groups, shape)
+            regrouped = _repeated(groups, shape)
         else:
-            after = _regrouped([atom for group in groups for atom in group], shape)
-        if after is None:
+            regrouped = _regrouped([atom for group in groups for atom in group], shape)
+        if regrouped is None:
             return None
-        groups = after
+        groups = regrouped
     return tuple(tuple(axis for axis, _ in group) for group in groups)
 
 
@@ -468,27 +468,27 @@ def _regrouped(atoms: Atoms, shape: list[Index]) -> list[Atoms] | None:
 
     One axis may have a size not provably equal to its atoms': it gets the remaining ones.
     """
-    front, left = _taken(atoms, shape)
+    front, remaining = _taken(atoms, shape)
     if len(front) == len(shape):
-        return None if left else front
-    back, left = _taken(left[::-1], shape[: len(front) : -1])
+        return None if remaining else front
+    back, remaining = _taken(remaining[::-1], shape[: len(front) : -1])
     if len(front) + 1 + len(back) < len(shape):
         return None
-    return [*front, left[::-1], *(group[::-1] for group in reversed(back))]
+    return [*front, remaining[::-1], *(group[::-1] for group in reversed(back))]
 
 
 def _taken(atoms: Atoms, shape: list[Index]) -> tuple[list[Atoms], Atoms]:
     """Assign the next atoms to the leading axes as far as sizes match; return them and the remaining atoms."""
     groups: list[Atoms] = []
-    left = list(atoms)
+    remaining = list(atoms)
     for size in shape:
         product: Index = 1
         count = 0
-        while not same_size(product, size) and count < len(left):
-            product = product * left[count][1]
+        while not same_size(product, size) and count < len(remaining):
+            product = product * remaining[count][1]
             count += 1
         if not same_size(product, size):
             break
-        groups.append(left[:count])
-        left = left[count:]
-    return groups, left
+        groups.append(remaining[:count])
+        remaining = remaining[count:]
+    return groups, remaining

@@ -90,10 +90,10 @@ class Conv:
         spatial = "DHW"[-(len(attrs.strides)) :]
         layouts = str(attrs.data_layout), str(attrs.kernel_layout), str(attrs.out_layout) or str(attrs.data_layout)
         letters = f"NC{spatial}", f"OI{spatial}", f"NC{spatial}"
-        if any(sorted(layout) != sorted(wanted) for layout, wanted in zip(layouts, letters, strict=True)):
+        if any(sorted(layout) != sorted(order) for layout, order in zip(layouts, letters, strict=True)):
             return None
         orders = [
-            tuple(layout.index(letter) for letter in wanted) for layout, wanted in zip(layouts, letters, strict=True)
+            tuple(layout.index(letter) for letter in order) for layout, order in zip(layouts, letters, strict=True)
         ]
         rank = len(spatial)
         padding = [int(amount) for amount in attrs.padding]
@@ -366,9 +366,9 @@ class BlockedConv:
             if list(order) != sorted(order):
                 data = self.builder.emit(relax.op.permute_dims(data, list(order)), "channels_first")
             return data
-        found = self.builder.stored(self.data, order) if reads_half else None
-        if found is not None:
-            return found.expr
+        half = self.builder.stored(self.data, order) if reads_half else None
+        if half is not None:
+            return half.expr
         return self.builder.as_blocked(self.data, order).expr
 
 

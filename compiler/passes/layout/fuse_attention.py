@@ -78,38 +78,38 @@ class _Fuser(PyExprMutator):
         self._within: set[Var] = set()  # matmuls inside attention, not at its end
 
     def rewrite(self, variable: GlobalVar, function: Function) -> None:
-        before = self.count
+        old_count = self.count
         uses: dict[Var, int] = {}
         count_uses(function.body, uses, {})
         self._matcher = AttentionMatcher(relax.analysis.get_var2val(function), uses, self._in_integers)
         self._endings = self._matcher.endings()
         self._within = {each.product for each in self._endings.values()}
         updated = self.visit_expr(function)
-        if self.count > before:
+        if self.count > old_count:
             self.builder_.update_func(variable, updated)
 
     def visit_call_(self, call: Call) -> Expr:
         ending = self._endings.get(call)
         if ending is not None:
             result = self._attention(ending.match)
-            wanted = shape_of(call)
+            shape = shape_of(call)
             return (
-                result if same_shape(shape_of(result), wanted) else relax.op.reshape(self.builder_.emit(result), wanted)
+                result if same_shape(shape_of(result), shape) else relax.op.reshape(self.builder_.emit(result), shape)
             )
         is_matmul = operator_name(call) == "relax.matmul" and call not in self._within
         found = self._matcher.match(call) if is_matmul else None
         return self.visit_expr_post_order(call) if found is None else self._attention(found)
 
-    def _attention(self, found: AttentionMatch) -> Expr:
+    def _attention(self, match: AttentionMatch) -> Expr:
         self.count += 1
-        integers = self._in_integers and found.is_quantized
-        masks = [self.visit_expr(each) for each in found.tensors]
+        integers = self._in_integers and match.is_quantized
+        masks = [self.visit_expr(each) for each in match.tensors]
         query, key, value = (
             self._ordered(each.quantized if integers else each.expr, axes)
-            for each, axes in ((found.query, (-1,)), (found.key, (-1, -2)), (found.value, (-1,)))
+            for each, axes in ((match.query, (-1,)), (match.key, (-1, -2)), (match.value, (-1,)))
         )
-        orders = Orders(query.order, key.order, value.order, found.order)
-        steps, rounding = _rounding(found, integers=integers)
+        orders = Orders(query.order, key.order, value.order, match.order)
+        steps, rounding = _rounding(match, integers=integers)
         operands = self._operands if rounding is None else "float32"
 
         def compute(query: Tensor, key: Tensor, value: Tensor, *tensors: Tensor) -> Tensor:
@@ -118,7 +118,7 @@ class _Fuser(PyExprMutator):
                 return applied(steps, number, [_at(tensor, at) for tensor in tensors])
 
             return attention(
-                query, key, value, score, guarded=found.guarded, operands=operands, orders=orders, rounding=rounding
+                query, key, value, score, guarded=match.guarded, operands=operands, orders=orders, rounding=rounding
             )
 
         return self.builder_.call_te(
@@ -131,33 +131,33 @@ class _Fuser(PyExprMutator):
 
     def _ordered(self, expr: Expr, contiguous: tuple[int, ...]) -> Ordered:
         """Return an operand before its transposes, if one of the given axes is the last one there."""
-        found = ordered(expr, self._matcher.definition)
-        last = len(found.order) - 1
-        if found.is_plain or not any(found.order[axis] == last for axis in contiguous):
-            return Ordered(self.visit_expr(expr), found.shape, tuple(range(last + 1)))
-        source = self.visit_expr(found.source)
-        if not same_shape(shape_of(source), found.shape):
-            source = self.builder_.emit(relax.op.reshape(source, list(found.shape)))
-        return Ordered(source, found.shape, found.order)
+        operand = ordered(expr, self._matcher.definition)
+        last = len(operand.order) - 1
+        if operand.is_plain or not any(operand.order[axis] == last for axis in contiguous):
+            return Ordered(self.visit_expr(expr), operand.shape, tuple(range(last + 1)))
+        source = self.visit_expr(operand.source)
+        if not same_shape(shape_of(source), operand.shape):
+            source = self.builder_.emit(relax.op.reshape(source, list(operand.shape)))
+        return Ordered(source, operand.shape, operand.order)
 
 
-def _rounding(found: AttentionMatch, *, integers: bool) -> tuple[list[Step], Rounding | None]:
+def _rounding(match: AttentionMatch, *, integers: bool) -> tuple[list[Step], Rounding | None]:
     """Return the steps on raw scores, and the rounding of the weights and of the result."""
-    weights = found.weights
+    weights = match.weights
     if weights is None:
-        return joined(found.steps), None
+        return joined(match.steps), None
     if not integers:
 
         def rounded(weight: Expr) -> Expr:
             return applied(joined([*weights.quantize(), *weights.dequantize()]), weight, [])
 
-        return joined(found.steps), Rounding(rounded)
-    query, key, value = (each.quantization for each in (found.query, found.key, found.value))
+        return joined(match.steps), Rounding(rounded)
+    query, key, value = (each.quantization for each in (match.query, match.key, match.value))
     assert query is not None
     assert key is not None
     assert value is not None
-    steps = joined([Scale(query.scale * key.scale), *found.steps])
-    factor, result = weights.scale * value.scale, found.result
+    steps = joined([Scale(query.scale * key.scale), *match.steps])
+    factor, result = weights.scale * value.scale, match.result
 
     def finished(total: Expr) -> Expr:
         number = tirx.Cast("float32", total)
@@ -236,15 +236,15 @@ class AttentionMatcher:
 
     def endings(self) -> dict[Expr, Ending]:
         """Return the calls other than the second matmul that attention ends in: transposes, then quantizations."""
-        found: dict[Var, Ending] = {}
+        result: dict[Var, Ending] = {}
         products: set[Var] = set()
         for find in (self._transposed_ending, self._quantized_ending):
             for call in self.definitions.values():
                 ending = find(call)
                 if ending is not None and ending.product not in products:
-                    found[call] = ending
+                    result[call] = ending
                     products.add(ending.product)
-        return found
+        return result
 
     def _transposed_ending(self, transpose: Expr) -> Ending | None:
         """Return the attention whose result only a transpose reads."""
@@ -301,10 +301,10 @@ class AttentionMatcher:
             if product is not None:
                 operands = self._operands(product, call, scores)
                 return None if operands is None else AttentionMatch(*operands, tuple(steps), guarded, weights)
-            found = self._step(expr, scores)
-            if found is None:
+            step = self._step(expr, scores)
+            if step is None:
                 return None
-            steps[:0], expr = found
+            steps[:0], expr = step
 
     def _weights(self, expr: Expr) -> tuple[Expr | None, bool, Quantization | None]:
         """Return the softmax that computes the weights, True if `where(isnan(weights), 0, weights)` guards them, and

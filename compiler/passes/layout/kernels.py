@@ -44,15 +44,15 @@ def elementwise_kernel(builder: LayoutBuilder, call: Call) -> Blocked | None:
     stage = _elementwise_stage(function)
     if stage is None or _computes_with_sizes(stage, function):
         return None
-    given: list[Expr] = []
+    inputs: list[Expr] = []
     for operand in operands:
         blocked = _scalar(operand)
         blocked = builder.broadcast(operand, anchor) if blocked is None else blocked
         if blocked is None:
             return None
-        given.append(blocked)
+        inputs.append(blocked)
     parameters = [parameter for parameter, _ in pairs]
-    result = _emit(builder, stage, parameters, given, anchor, str(call.args[0].name_hint))
+    result = _emit(builder, stage, parameters, inputs, anchor, str(call.args[0].name_hint))
     return Blocked(result, anchor.shape, anchor.order)
 
 
@@ -104,23 +104,23 @@ def _at_own_position(load: Expr, positions: list[Expr]) -> bool:
     sizes = buffer_shape(load.source)
     if len(sizes) > len(positions):
         return False
-    own = positions[len(positions) - len(sizes) :]
+    trailing = positions[len(positions) - len(sizes) :]
     return all(
-        index.same_as(other) or constant_int(index) == constant_int(other) or (size == 1 and constant_int(index) == 0)
-        for index, other, size in zip(load.indices, own, sizes, strict=True)
-        if not (size == 1 and index.same_as(other))
+        index.same_as(point) or constant_int(index) == constant_int(point) or (size == 1 and constant_int(index) == 0)
+        for index, point, size in zip(load.indices, trailing, sizes, strict=True)
+        if not (size == 1 and index.same_as(point))
     )
 
 
 def _emit(
-    builder: LayoutBuilder, stage: Stage, parameters: list[Expr], given: list[Expr], anchor: Blocked, name: str
+    builder: LayoutBuilder, stage: Stage, parameters: list[Expr], arguments: list[Expr], anchor: Blocked, name: str
 ) -> Expr:
-    tensors = [each for each in given if isinstance(each, relax.Var | GenericConst)]
-    own = next(i for i, each in enumerate(tensors) if each is anchor.expr or each.same_as(anchor.expr))
+    tensors = [each for each in arguments if isinstance(each, relax.Var | GenericConst)]
+    anchor_index = next(i for i, each in enumerate(tensors) if each is anchor.expr or each.same_as(anchor.expr))
 
     def kernel(*operands: Tensor) -> Tensor:
         remaining = iter(operands)
-        values = [next(remaining) if isinstance(each, relax.Var | GenericConst) else each for each in given]
+        values = [next(remaining) if isinstance(each, relax.Var | GenericConst) else each for each in arguments]
 
         def point(*at: Expr) -> Expr:
             def replace(load: Expr) -> Expr:
@@ -130,13 +130,13 @@ def _emit(
                     return value
                 if len(value.shape) == 0:
                     return value()
-                sizes = zip(value.shape, operands[own].shape, at, strict=True)
+                sizes = zip(value.shape, operands[anchor_index].shape, at, strict=True)
                 indices = [0 if _is_one(mine) and not _is_one(full) else index for mine, full, index in sizes]
                 return value(*indices)
 
             return map_loads(stage.store.value, replace)  # type: ignore[union-attr]
 
-        return te.compute(operands[own].shape, point, name=name)
+        return te.compute(operands[anchor_index].shape, point, name=name)
 
     return builder.emit_kernel(kernel, *tensors, name=name)
 

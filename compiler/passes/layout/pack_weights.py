@@ -163,9 +163,9 @@ def pack_all(packer: Any, mod: IRModule) -> IRModule:
     for variable, function in mod.functions_items():
         if not isinstance(function, relax.Function) or (function.attrs and "Primitive" in function.attrs):
             continue
-        before = packer.count
+        old_count = packer.count
         updated = packer.visit_expr(function)
-        if packer.count > before:
+        if packer.count > old_count:
             packer.builder_.update_func(variable, updated)
     return packer.builder_.get() if packer.count else mod
 
@@ -194,10 +194,10 @@ class _GroupedPacker(PyExprMutator):
         call = self.visit_expr_post_order(call)
         if operator_name(call) != "relax.matmul" or dtype_of(call) != "float32" or not self._serves(call.args[0]):
             return call
-        found = self._weight(call.args[1])
-        if found is None:
+        packed = self._weight(call.args[1])
+        if packed is None:
             return call
-        weight, operands = found
+        weight, operands = packed
         self.count += 1
         return self.builder_.call_te(
             grouped.matmul_grouped,

@@ -42,8 +42,8 @@ def plan_layout(mod: IRModule, context: PipelineContext) -> IRModule:
     machine = context.machine
     if machine is None:
         return mod
-    wanted = [(var, function) for var, function in rewritable_functions(mod) if _has_anchor(function)]
-    if not wanted:
+    functions = [(var, function) for var, function in rewritable_functions(mod) if _has_anchor(function)]
+    if not functions:
         return mod
     builder = relax.BlockBuilder(mod)
     halves = HALVES.get(context.options.precision)
@@ -51,7 +51,7 @@ def plan_layout(mod: IRModule, context: PipelineContext) -> IRModule:
     def layout() -> LayoutBuilder:
         return LayoutBuilder(builder, mod, machine, context.expansions, halves=halves, choose=context.choose)
 
-    planned = {var: _plan(function, layout()) for var, function in wanted}
+    planned = {var: _plan(function, layout()) for var, function in functions}
     result = builder.get()
     for var, function in planned.items():
         result.update_func(var, function)
@@ -204,10 +204,10 @@ class Cut:
         queue = deque([source])
         while queue and sink not in came:
             node = queue.popleft()
-            for other, room in self._room.get(node, {}).items():
-                if room > 0 and other not in came:
-                    came[other] = node
-                    queue.append(other)
+            for neighbor, room in self._room.get(node, {}).items():
+                if room > 0 and neighbor not in came:
+                    came[neighbor] = node
+                    queue.append(neighbor)
         path = []
         node = sink
         while node in came and node != source:
@@ -216,15 +216,15 @@ class Cut:
         return path if sink in came else []
 
     def _reaching(self, sink: Hashable) -> set[Hashable]:
-        found = {sink}
+        reached = {sink}
         queue = deque([sink])
         while queue:
             node = queue.popleft()
-            for other in self._room.get(node, {}):
-                if other not in found and self._room[other][node] > 0:
-                    found.add(other)
-                    queue.append(other)
-        return found
+            for neighbor in self._room.get(node, {}):
+                if neighbor not in reached and self._room[neighbor][node] > 0:
+                    reached.add(neighbor)
+                    queue.append(neighbor)
+        return reached
 
 
 def plain_values(block: BindingBlock, is_window: Callable[[Call], bool] = lambda _: False) -> set[Var]:
@@ -303,12 +303,12 @@ def _require(cut: Cut, operands: Iterable[Var], side: str) -> None:
 
 def _operands(value: Expr, calls: Mapping[Var, Call]) -> list[Var]:
     """Return the results of calls in this block that an expression reads, in order."""
-    found: list[Var] = []
+    operands: list[Var] = []
 
     def visit(expr: Expr) -> None:
         if isinstance(expr, relax.Var):
             if expr in calls:
-                found.append(expr)
+                operands.append(expr)
         elif isinstance(expr, relax.Call):
             for argument in expr.args:
                 visit(argument)
@@ -319,7 +319,7 @@ def _operands(value: Expr, calls: Mapping[Var, Call]) -> list[Var]:
             visit(expr.tuple_value)
 
     visit(value)
-    return found
+    return operands
 
 
 @handles("relax.permute_dims")
@@ -329,9 +329,9 @@ def permute(builder: LayoutBuilder, call: Call) -> Blocked | None:
     shape = shape_of(call)
     if data is None or shape is None:
         return None
-    given = call.attrs.axes
+    axes_of_call = call.attrs.axes
     rank = len(data.shape)
-    axes = [int(axis) % rank for axis in given] if given is not None else list(reversed(range(rank)))
+    axes = [int(axis) % rank for axis in axes_of_call] if axes_of_call is not None else list(reversed(range(rank)))
     order = tuple(axes.index(axis) for axis in data.order)
     return Blocked(data.expr, tuple(shape), order, data.narrow)
 
@@ -446,9 +446,9 @@ def pad(builder: LayoutBuilder, call: Call) -> Blocked | None:
     shape = shape_of(call)
     if data is None or shape is None or str(call.attrs.pad_mode) != "constant" or float(call.attrs.pad_value) != 0:
         return None
-    given = [int(width) for width in call.attrs.pad_width]
-    pairs = [given[2 * axis : 2 * axis + 2] for axis in data.order]
-    if any(pairs[0]) or any(pairs[1]) or min(given) < 0:
+    pad_width = [int(width) for width in call.attrs.pad_width]
+    pairs = [pad_width[2 * axis : 2 * axis + 2] for axis in data.order]
+    if any(pairs[0]) or any(pairs[1]) or min(pad_width) < 0:
         return None
     widths = [width for pair in [*pairs, [0, 0]] for width in pair]
     return Blocked(builder.emit(relax.op.nn.pad(data.expr, widths), "padded"), tuple(shape), data.order, data.narrow)

@@ -29,16 +29,16 @@ def pool(builder: LayoutBuilder, call: Call) -> Blocked | None:
     if order is None or str(attrs.out_layout) not in ("", str(attrs.layout)) or not can_block(call, order, types):
         return None
     mode = "max" if ".max_" in call.op.name else "average"
-    before, after = attrs.padding[:rank], attrs.padding[rank:]
+    pads_before, pads_after = attrs.padding[:rank], attrs.padding[rank:]
     same = _same_padding(builder, call, order, mode)
     if same is not None:
-        before, after = zip(*same.pads(attrs.pool_size, attrs.strides, attrs.dilation), strict=True)
+        pads_before, pads_after = zip(*same.pads(attrs.pool_size, attrs.strides, attrs.dilation), strict=True)
     window = PoolWindow(
         kernel=tuple(map(int, attrs.pool_size)),
         strides=tuple(map(int, attrs.strides)),
         dilations=tuple(map(int, attrs.dilation)),
-        before=tuple(map(int, before)),
-        after=tuple(map(int, after)),
+        before=tuple(map(int, pads_before)),
+        after=tuple(map(int, pads_after)),
         same="" if same is None else same.mode,
         count_pad=mode == "average" and bool(attrs.count_include_pad),
     )
@@ -72,16 +72,16 @@ def _pooled(
         return [values[i] for i in moved]
 
     kernel, strides, dilations = arranged(window.kernel), arranged(window.strides), arranged(window.dilations)
-    before, after = arranged(window.before), arranged(window.after)
+    pads_before, pads_after = arranged(window.before), arranged(window.after)
     sizes = [out_shape[axis] for axis in data.order[2:]]
     pad = []
     for i, size in enumerate(data.spatial):
         if size == 0:  # with rounding up, the last window may exceed the padding by up to a stride
-            pad.append((before[i], after[i] + (strides[i] - 1 if ceil and not window.same else 0)))
+            pad.append((pads_before[i], pads_after[i] + (strides[i] - 1 if ceil and not window.same else 0)))
             continue
         reach = (sizes[i] - 1) * strides[i] + (kernel[i] - 1) * dilations[i] + 1
-        pad.append((before[i], reach - size - before[i]))
-    if window.count_pad and any(beyond > own for (_, beyond), own in zip(pad, after, strict=True)):
+        pad.append((pads_before[i], reach - size - pads_before[i]))
+    if window.count_pad and any(beyond > own for (_, beyond), own in zip(pad, pads_after, strict=True)):
         return None  # the last window exceeds the padding, whose elements are not counted
     work = _work(data, kernel, strides, dilations, pad, builder, mode, window.count_pad)
     if window.same and work.is_open:
@@ -148,19 +148,19 @@ def _axes_of_maximum(stage: Stage) -> list[int] | None:
     reduction = reduction_of(stage)
     if reduction is None or reduction.combiner.name != "maximum" or not isinstance(reduction.value, tvm.ir.TensorLoad):
         return None
-    found = [next((axis for axis in stage.axes if axis.var.same_as(point)), None) for point in reduction.value.indices]
+    axes = [next((axis for axis in stage.axes if axis.var.same_as(point)), None) for point in reduction.value.indices]
     # Kept dimensions of size 1 may or may not be axes.
-    rest = [axis for axis in stage.axes if axis not in found]
-    kept = [axis.var for axis in found if axis is not None and not axis.reduce]
+    rest = [axis for axis in stage.axes if axis not in axes]
+    spatial = [axis.var for axis in axes if axis is not None and not axis.reduce]
     stored = [
         point
         for point in reduction.store.indices
         if constant_int(point) != 0 and not any(axis.var.same_as(point) for axis in rest)
     ]
-    in_order = len(kept) == len(stored) and all(a.same_as(b) for a, b in zip(kept, stored, strict=True))
-    if None in found or not in_order or any(axis.extent != 1 or axis.reduce for axis in rest):
+    in_order = len(spatial) == len(stored) and all(a.same_as(b) for a, b in zip(spatial, stored, strict=True))
+    if None in axes or not in_order or any(axis.extent != 1 or axis.reduce for axis in rest):
         return None
-    return [index for index, axis in enumerate(found) if axis is not None and axis.reduce]
+    return [index for index, axis in enumerate(axes) if axis is not None and axis.reduce]
 
 
 def _over_image(
@@ -171,11 +171,11 @@ def _over_image(
     pooled = _global(builder, data, mode)
     shape = [1 if axis in axes else size for axis, size in enumerate(data.shape)]
     result = Blocked(pooled, tuple(shape), data.order)
-    kept = list(shape_of(call) or [])
-    if len(kept) == len(shape):
+    out_shape = list(shape_of(call) or [])
+    if len(out_shape) == len(shape):
         return result
     plain = builder.plain_value(Value(blocked=result))
-    return Value(plain=builder.emit(relax.op.reshape(plain, kept), "pooled"))
+    return Value(plain=builder.emit(relax.op.reshape(plain, out_shape), "pooled"))
 
 
 def _global(builder: LayoutBuilder, data: Blocked, mode: str) -> Expr:

@@ -77,12 +77,12 @@ def _tap(graph: Graph, call: Call, weight: Array, windows: list[Window], taps: t
     data = call.args[0]
     if [stop - start for start, stop in zip(starts, stops, strict=True)] != (shape_of(data) or [])[2:]:
         data = graph.emit(relax.op.strided_slice(data, axes, starts, stops))
-    one = weight[(slice(None), slice(None), *(slice(tap.index, tap.index + 1) for tap in taps))]
+    filter_tap = weight[(slice(None), slice(None), *(slice(tap.index, tap.index + 1) for tap in taps))]
     attrs = call.attrs
     function = getattr(relax.op.nn, str(call.op.name).removeprefix("relax.nn."))
     part = function(
         data,
-        as_constant(one),
+        as_constant(filter_tap),
         strides=list(attrs.strides),
         data_layout=str(attrs.data_layout),
         kernel_layout=str(attrs.kernel_layout),

@@ -77,35 +77,37 @@ def transposed_convolution(builder: LayoutBuilder, call: Call) -> Blocked | None
     # With one input, each output has one tap for any stride.
     sizes = zip(attrs.strides, values.shape[2:], shape[2:], strict=True)
     strides = [max(int(stride), taps) if is_one(size) else int(stride) for stride, taps, size in sizes]
-    before = [int(each) for each in attrs.padding[:rank]]
-    several = PhaseConvolutions.of(shape, out_shape, values.shape[2:], strides, before, groups)
+    pads_before = [int(each) for each in attrs.padding[:rank]]
+    several = PhaseConvolutions.of(shape, out_shape, values.shape[2:], strides, pads_before, groups)
     known = all(isinstance(size, int) for size in (*shape[2:], *out_shape[2:]))
     if not known:
         return None if several is None else several.emit(builder, data, values)
     phases = [
-        Phases.of(shape[2 + i], out_shape[2 + i], values.shape[2 + i], strides[i], before[i]) for i in range(rank)
+        Phases.of(shape[2 + i], out_shape[2 + i], values.shape[2 + i], strides[i], pads_before[i]) for i in range(rank)
     ]
     found = [each for each in phases if each is not None]
-    one = _Merged(builder, data, found, tuple(out_shape), groups * values.shape[1]) if len(found) == rank else None
+    merged = _Merged(builder, data, found, tuple(out_shape), groups * values.shape[1]) if len(found) == rank else None
     if any(size % stride for size, stride in zip(values.shape[2:], strides, strict=True)):
-        one = None  # zeros in phases with fewer taps would spread NaN to neighboring outputs
+        merged = None  # zeros in phases with fewer taps would spread NaN to neighboring outputs
     if several is not None and (
-        one is None or groups > 1 or several.cycles(one.work, builder.machine) < tile_cycles(one.work, builder.machine)
+        merged is None
+        or groups > 1
+        or several.cycles(merged.work, builder.machine) < tile_cycles(merged.work, builder.machine)
     ):
         return several.emit(builder, data, values)
-    return None if one is None else one.emit(_dense(values, groups))
+    return None if merged is None else merged.emit(_dense(values, groups))
 
 
 def _dense(weight: Array, groups: int) -> Array:
     """(i, o / groups, *kernel) -> (i, o, *kernel), with zeros between the groups."""
     if groups == 1:
         return weight
-    channels, each = weight.shape[:2]
-    result = np.zeros((channels, each * groups, *weight.shape[2:]), weight.dtype)
+    channels, per_group = weight.shape[:2]
+    result = np.zeros((channels, per_group * groups, *weight.shape[2:]), weight.dtype)
     size = channels // groups
     for group in range(groups):
         rows = slice(group * size, (group + 1) * size)
-        result[rows, group * each : (group + 1) * each] = weight[rows]
+        result[rows, group * per_group : (group + 1) * per_group] = weight[rows]
     return result
 
 

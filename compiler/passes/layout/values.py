@@ -153,16 +153,16 @@ class LayoutBuilder:
 
         Kernels with equal `key`, name, pattern and argument types are created once.
         """
-        made = None if key is None else (key, name, pattern, *(_argument_key(each) for each in arguments))
-        known = None if made is None else self._kernel_calls.get(made)
+        key_of_call = None if key is None else (key, name, pattern, *(_argument_key(each) for each in arguments))
+        known = None if key_of_call is None else self._kernel_calls.get(key_of_call)
         if known is not None:
             tensors = [each for each in arguments if not isinstance(each, list)]
             given = relax.Tuple([*tensors, *known.args[1].fields[len(tensors) :]])  # sizes follow the tensors
             return self.emit(relax.Call(known.op, [known.args[0], given], known.attrs, known.ty_args), name)
         attributes = {} if pattern is None else {"primfunc_attrs": {"op_pattern": pattern}}
         call = self._builder.call_te(function, *arguments, primfunc_name_hint=name, **attributes)
-        if made is not None:
-            self._kernel_calls[made] = call
+        if key_of_call is not None:
+            self._kernel_calls[key_of_call] = call
         return self.emit(call, name)
 
     def function(self, variable: GlobalVar) -> PrimFunc:
@@ -179,9 +179,9 @@ class LayoutBuilder:
         if value.plain is None and value.parts is not None:
             value.plain = self.emit(relax.Tuple([self.plain_value(part) for part in value.parts]))
         if value.plain is None:
-            found = self._floats(value)
-            assert found is not None
-            plain = self._unpack(found)
+            floats = self._floats(value)
+            assert floats is not None
+            plain = self._unpack(floats)
             if value.blocked is None:
                 return plain  # each reader converts a narrow value itself, in its kernel
             value.plain = plain
@@ -220,9 +220,9 @@ class LayoutBuilder:
     def blocked(self, expr: Expr, order: Order | None = None) -> Blocked | None:
         """Return the existing blocked form of an operand (in `order`, if given), without conversion."""
         value = self.value(expr)
-        found = self._floats(value)
-        if found is not None and (order is None or found.order == order):
-            return found
+        floats = self._floats(value)
+        if floats is not None and (order is None or floats.order == order):
+            return floats
         return None if order is None else value.packed.get(order)
 
     def stored(self, expr: Expr, order: Order | None = None) -> Blocked | None:
@@ -234,9 +234,9 @@ class LayoutBuilder:
 
     def as_blocked(self, expr: Expr, order: Order) -> Blocked:
         """Return the blocked form of an operand, converted if there is none."""
-        found = self.blocked(expr, order)
-        if found is not None:
-            return found
+        blocked = self.blocked(expr, order)
+        if blocked is not None:
+            return blocked
         value = self.value(expr)
         plain = self.plain(expr)
         shape = shape_of(plain)
@@ -456,10 +456,10 @@ def merge_groups(weight: Array, groups: int, merged: int) -> Array:
     """
     filters, channels = weight.shape[:2]
     result = np.zeros((filters, channels * merged, *weight.shape[2:]), weight.dtype)
-    each = filters // groups
+    size = filters // groups
     for group in range(groups):
         first = group % merged * channels
-        result[group * each : (group + 1) * each, first : first + channels] = weight[group * each : (group + 1) * each]
+        result[group * size : (group + 1) * size, first : first + channels] = weight[group * size : (group + 1) * size]
     return result
 
 

@@ -69,11 +69,11 @@ def _used_as_value(var: GlobalVar, functions: Mapping[GlobalVar, Function]) -> b
 
 def _always_as_typed(function: relax.Function, var: GlobalVar, calls: Sequence[Call]) -> list[Expr]:
     """Return the parameters of a function whose arguments have the same static type at every call."""
-    given = [call.args for call in calls if call.op == var]
+    argument_lists = [call.args for call in calls if call.op == var]
     return [
         parameter
         for index, parameter in enumerate(function.params)
-        if all(structural_equal(arguments[index].ty, parameter.ty) for arguments in given)
+        if all(structural_equal(arguments[index].ty, parameter.ty) for arguments in argument_lists)
     ]
 
 

@@ -141,9 +141,9 @@ def _choice_in_float(value: Expr, conditions: dict[str, Expr]) -> Expr:
     condition = _in_float(value.args[0], conditions)
     sides = []
     for side, skipped in ((value.args[1], tirx.Not(condition)), (value.args[2], condition)):
-        own: dict[str, Expr] = {}
-        sides.append(_in_float(side, own))
-        conditions.update({f"{skipped} or {text}": tirx.Or(skipped, each) for text, each in own.items()})
+        side_conditions: dict[str, Expr] = {}
+        sides.append(_in_float(side, side_conditions))
+        conditions.update({f"{skipped} or {text}": tirx.Or(skipped, each) for text, each in side_conditions.items()})
     return tirx.Select(condition, *sides)
 
 
@@ -194,10 +194,10 @@ def _named(sequence: SeqExpr, described: Sequence[str]) -> Expr:
             if _is_check(binding.value):
                 pending.append(index)
                 continue
-            found = _NAME.match(str(binding.var.name)) if isinstance(binding, relax.MatchCast) else None
-            if found is not None and int(found[1]) < len(described):
+            match = _NAME.match(str(binding.var.name)) if isinstance(binding, relax.MatchCast) else None
+            if match is not None and int(match[1]) < len(described):
                 for each in pending:
-                    bindings[each] = _with_text(bindings[each], described[int(found[1])])
+                    bindings[each] = _with_text(bindings[each], described[int(match[1])])
                     changed = True
             if isinstance(binding, relax.MatchCast):
                 pending = []
@@ -247,9 +247,9 @@ def drop_result_checks(mod: IRModule, context: PipelineContext) -> IRModule:
     for variable, function in mod.functions_items():
         if isinstance(function, relax.Function) and isinstance(function.body, relax.SeqExpr):
             bindings = [binding for block in function.body.blocks for binding in block.bindings]
-            kept = _kept(bindings, function.body.body)
-            if len(kept) < len(bindings):
-                body = relax.SeqExpr([relax.BindingBlock(kept)], function.body.body, function.body.span)
+            needed = _kept(bindings, function.body.body)
+            if len(needed) < len(bindings):
+                body = relax.SeqExpr([relax.BindingBlock(needed)], function.body.body, function.body.span)
                 changed[variable] = with_body(function, body)
     return IRModule({**dict(mod.functions_items()), **changed}, mod.attrs, mod.global_infos) if changed else mod
 
@@ -271,9 +271,9 @@ def _is_known(value: Expr, values: dict[Var, Expr]) -> bool:
     if allocation is None or operator_name(allocation) != _ALLOCATE:
         return False
     shape = _dimensions(allocation.args[_SHAPE_ARGUMENT], values)
-    wanted = matched(value)
-    return len(wanted) == len(shape) and all(
-        code in _SAME and (_SAME[code], size) == given for (code, size), given in zip(wanted, shape, strict=True)
+    expected = matched(value)
+    return len(expected) == len(shape) and all(
+        code in _SAME and (_SAME[code], size) == given for (code, size), given in zip(expected, shape, strict=True)
     )
 
 

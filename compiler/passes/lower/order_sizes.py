@@ -26,10 +26,10 @@ def order_sizes(mod: IRModule, context: PipelineContext) -> IRModule:
 def _ordered(function: tirx.PrimFunc) -> tirx.PrimFunc | None:
     """Return the function with sorted statements; None if already sorted, or if one may read what another writes."""
     body = function.body
-    if not isinstance(body, tirx.SeqStmt) or not all(isinstance(each, tirx.BufferStore) for each in body.seq):
+    if not isinstance(body, tirx.SeqStmt) or not all(isinstance(store, tirx.BufferStore) for store in body.seq):
         return None
-    positions = [_position(each.indices) for each in body.seq]
-    reads = [_position(access.indices) for each in body.seq for access in accesses_of(each.value)]
+    positions = [_position(store.indices) for store in body.seq]
+    reads = [_position(access.indices) for store in body.seq for access in accesses_of(store.value)]
     if None in positions or None in reads or set(positions) & set(reads) or len(set(positions)) < len(positions):
         return None
     order = sorted(range(len(positions)), key=lambda index: positions[index] or 0)

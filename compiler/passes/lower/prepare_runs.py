@@ -99,17 +99,17 @@ class _Split:
     def _results(self) -> list[Expr]:
         """Return the tensors that `main` returns."""
         bound = {binding.var: binding.value for binding in self._bindings}
-        found, pending = [], [self._main.body.body]
+        results, pending = [], [self._main.body.body]
         while pending:
-            each = pending.pop()
-            value = bound.get(each) if isinstance(each, relax.Var) else each
+            leaf = pending.pop()
+            value = bound.get(leaf) if isinstance(leaf, relax.Var) else leaf
             if isinstance(value, relax.Tuple):
                 pending.extend(value.fields)
             elif isinstance(value, relax.Var):
                 pending.append(value)
             else:
-                found.append(each)
-        return found
+                results.append(leaf)
+        return results
 
     def _is_kept(self, variable: Var) -> bool:
         """True if a variable is a prepared tensor, or a view of one."""
@@ -159,11 +159,11 @@ class _Split:
 
     def _found_escaping(self) -> set[Expr]:
         """Return variables whose memory may reach the caller or other code outside this function."""
-        found = set() if self._keeps else set(leaves(self._main.body.body))
+        escaping = set() if self._keeps else set(leaves(self._main.body.body))
         for binding in reversed(self._bindings):
-            if binding.var in found or any(self._may_keep(call) for call in _calls(binding.value)):
-                found.update(leaves(binding.value))
-        return found
+            if binding.var in escaping or any(self._may_keep(call) for call in _calls(binding.value)):
+                escaping.update(leaves(binding.value))
+        return escaping
 
     def _may_keep(self, call: Call) -> bool:
         """True if a call may retain an argument beyond the life of its result."""

@@ -42,7 +42,7 @@ def share_shapes(mod: IRModule, context: PipelineContext) -> IRModule:
     return IRModule(result, mod.attrs, mod.global_infos) if changed else mod
 
 
-def _shared(sequence: SeqExpr, made: Made, names: Names) -> Expr:
+def _shared(sequence: SeqExpr, shapes: Made, names: Names) -> Expr:
     """Replace repeated shapes in the sequence by the first ones; return it unchanged if there are none."""
     blocks, changed = [], False
     for block in sequence.blocks:
@@ -50,13 +50,13 @@ def _shared(sequence: SeqExpr, made: Made, names: Names) -> Expr:
         for binding in block.bindings:
             key = _shape_key(binding.value)
             variable = binding.var
-            if key is not None and key in made:
-                names[variable] = made[key]
+            if key is not None and key in shapes:
+                names[variable] = shapes[key]
                 changed = True
                 continue
             if key is not None:
-                made[key] = variable
-            new = _renamed(binding, made, names)
+                shapes[key] = variable
+            new = _renamed(binding, shapes, names)
             changed |= new is not binding
             bindings.append(new)
         blocks.append(relax.BindingBlock(bindings))
@@ -70,10 +70,10 @@ def _shape_key(value: Expr) -> Hashable:
     return tuple(each if isinstance(each, relax.Var) else StructuralKey(each) for each in value.args)
 
 
-def _renamed(binding: Binding, made: Made, names: Names) -> Binding:
+def _renamed(binding: Binding, shapes: Made, names: Names) -> Binding:
     """Replace removed shapes in the binding by the first ones; return it unchanged if it uses none."""
     value = binding.value
-    new = _choice(value, made, names) if isinstance(value, relax.If) else _value(value, names)
+    new = _choice(value, shapes, names) if isinstance(value, relax.If) else _value(value, names)
     if new is value:
         return binding
     if isinstance(binding, relax.MatchCast):
@@ -100,12 +100,12 @@ def _same(new: Sequence[Expr], old: Sequence[Expr]) -> bool:
     return all(a.same_as(b) for a, b in zip(new, old, strict=True))
 
 
-def _choice(choice: Expr, made: Made, names: Names) -> Expr:
+def _choice(choice: Expr, shapes: Made, names: Names) -> Expr:
     """Return an If whose branches use the shapes created before it; shapes created in a branch are not visible after
     it."""
     branches = [choice.true_branch, choice.false_branch]
     shared = [
-        _shared(branch, dict(made), names) if isinstance(branch, relax.SeqExpr) else _value(branch, names)
+        _shared(branch, dict(shapes), names) if isinstance(branch, relax.SeqExpr) else _value(branch, names)
         for branch in branches
     ]
     if _same(shared, branches):

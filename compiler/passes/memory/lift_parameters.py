@@ -68,14 +68,14 @@ def _used_as_values(functions: dict[GlobalVar, Function]) -> set[str]:
 
 def _needs(functions: dict[GlobalVar, Function], fixed: set[str], pool: ConstantPool) -> dict[GlobalVar, list[int]]:
     """Return, for each function, the constants that it and its callees need, in order."""
-    own: dict[GlobalVar, list[int]] = {}
+    needed: dict[GlobalVar, list[int]] = {}
     calls: dict[GlobalVar, list[str]] = {}
     for var, function in functions.items():
-        found = list(leaves(function.body))
-        calls[var] = [leaf.name_hint for leaf in found if isinstance(leaf, GlobalVar)]
-        indices = [pool.index(leaf) for leaf in found if isinstance(leaf, GenericConst)]
+        all_leaves = list(leaves(function.body))
+        calls[var] = [leaf.name_hint for leaf in all_leaves if isinstance(leaf, GlobalVar)]
+        indices = [pool.index(leaf) for leaf in all_leaves if isinstance(leaf, GenericConst)]
         lifted = var.name_hint not in fixed
-        own[var] = list(dict.fromkeys(i for i in indices if i is not None)) if lifted else []
+        needed[var] = list(dict.fromkeys(i for i in indices if i is not None)) if lifted else []
     by_name = {var.name_hint: var for var in functions}
     changed = True
     while changed:
@@ -84,10 +84,10 @@ def _needs(functions: dict[GlobalVar, Function], fixed: set[str], pool: Constant
             if var.name_hint in fixed:
                 continue
             callees = [by_name[name] for name in calls[var] if name in by_name]
-            wanted = list(dict.fromkeys([*own[var], *(i for callee in callees for i in own[callee])]))
-            changed |= wanted != own[var]
-            own[var] = wanted
-    return own
+            merged = list(dict.fromkeys([*needed[var], *(i for callee in callees for i in needed[callee])]))
+            changed |= merged != needed[var]
+            needed[var] = merged
+    return needed
 
 
 def _rewrite(
@@ -104,13 +104,13 @@ def _rewrite(
             set_type(renamed[var], relax.FuncType(types, function.ret_ty, function.is_pure))
     result = {var: function for var, function in mod.functions_items() if var not in functions}
     for var, function in functions.items():
-        own = parameters[var]
+        lifted = parameters[var]
         body = replace_leaves(
             function.body,
-            partial(_replacement, own=own, renamed=renamed, pool=pool),
-            partial(_arguments, own=own, needs=needs),
+            partial(_replacement, own=lifted, renamed=renamed, pool=pool),
+            partial(_arguments, own=lifted, needs=needs),
         )
-        params = [*function.params, *own.values()]
+        params = [*function.params, *lifted.values()]
         result[renamed.get(var, var)] = relax.Function(
             params, body, function.ret_ty, function.is_pure, function.attrs, function.span
         )
@@ -139,13 +139,13 @@ def share_constants(mod: IRModule, context: PipelineContext) -> IRModule:
     Of equal constants the one with a smaller form (`context.expansions`) is kept. A filter packed both for Winograd and
     for direct convolution is stored only in the Winograd form.
     """
-    kept = _kept(mod, context.expansions)
+    shared = _kept(mod, context.expansions)
     changed = {}
     for variable, function in _functions(mod):
-        body = replace_leaves(function.body, lambda leaf: kept.get(leaf, leaf))
+        body = replace_leaves(function.body, lambda leaf: shared.get(leaf, leaf))
         if body is not function.body:
             changed[variable] = with_body(function, body)
-    _store_filters_once(set(kept.values()), context.expansions)
+    _store_filters_once(set(shared.values()), context.expansions)
     return update_functions(mod, changed) if changed else mod
 
 

@@ -102,15 +102,15 @@ class Liveness:
         return self._groups[variable].root()
 
     def _unite(self, left: Expr, right: Expr) -> None:
-        one, other = self._group(left), self._group(right)
-        if one is other:
+        root, child = self._group(left), self._group(right)
+        if root is child:
             return
-        other.parent = one
-        starts = [start for start in (one.first, other.first) if start is not None]
-        one.first = min(starts) if starts else None
-        one.last = max(one.last, other.last)
-        one.escapes |= other.escapes
-        one.allocations += other.allocations
+        child.parent = root
+        starts = [start for start in (root.first, child.first) if start is not None]
+        root.first = min(starts) if starts else None
+        root.last = max(root.last, child.last)
+        root.escapes |= child.escapes
+        root.allocations += child.allocations
 
     def _use(self, variable: Var) -> None:
         group = self._group(variable)

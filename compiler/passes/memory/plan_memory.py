@@ -113,12 +113,12 @@ def _in_place(allocations: Sequence[Allocation]) -> dict[int, int]:
 def _dynamic_bytes(allocations: Sequence[Allocation], positions: Mapping[Var, _Storage]) -> str:
     """Return a formula such as "128*n"; "0" without such tensors, "" if there is no such form."""
     sizes: dict[Var, Expr] = {}
-    for each in allocations:
-        if each.size is None and each.lifetime is not None:
-            if each.formula is None:
+    for allocation in allocations:
+        if allocation.size is None and allocation.lifetime is not None:
+            if allocation.formula is None:
                 return ""
-            storage = positions.get(each.variable)
-            sizes[each.variable if storage is None else storage.variable] = each.formula
+            storage = positions.get(allocation.variable)
+            sizes[allocation.variable if storage is None else storage.variable] = allocation.formula
     total: Expr = tirx.IntImm("int64", 0)
     for size in sizes.values():
         total = total + size
@@ -145,9 +145,9 @@ def _symbolic_positions(allocations: Sequence[Allocation], first: int) -> dict[V
     """Return the storage of each tensor of unbounded size that is not a result, numbered from `first`; equal sizes
     share."""
     alike: dict[Hashable, list[Allocation]] = {}
-    for each in allocations:
-        if each.formula is not None and each.lifetime is not None and not each.escapes:
-            alike.setdefault(StructuralKey(each.formula), []).append(each)
+    for allocation in allocations:
+        if allocation.formula is not None and allocation.lifetime is not None and not allocation.escapes:
+            alike.setdefault(StructuralKey(allocation.formula), []).append(allocation)
     positions: dict[Var, _Storage] = {}
     for group in alike.values():
         lifetimes = [each.lifetime for each in group if each.lifetime is not None]
@@ -194,8 +194,8 @@ class _Rewrite:
         if operator_name(value) != ALLOCATE or binding.var not in self._positions:
             return [binding]
         storage = self._positions[binding.var]
-        before = [] if storage.variable in self._allocated else [storage.binding]
+        storage_binding = [] if storage.variable in self._allocated else [storage.binding]
         self._allocated.add(storage.variable)
         shape, dtype, device = list(value.args)[:3]
         call = relax.op.memory.alloc_tensor(storage.variable, 0, shape, dtype, device)
-        return [*before, relax.VarBinding(binding.var, call)]
+        return [*storage_binding, relax.VarBinding(binding.var, call)]

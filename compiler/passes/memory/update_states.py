@@ -100,9 +100,9 @@ class _Update:
             tail.append(_copy(source, state))
         for state, field in self._states:
             results[field] = state
-        whole = relax.Var("results", relax.TupleType([each.ty for each in results]))
-        tail.append(relax.VarBinding(whole, relax.Tuple(results)))
-        body = relax.SeqExpr([relax.BindingBlock([*self._bindings, *tail])], whole)
+        result = relax.Var("results", relax.TupleType([each.ty for each in results]))
+        tail.append(relax.VarBinding(result, relax.Tuple(results)))
+        body = relax.SeqExpr([relax.BindingBlock([*self._bindings, *tail])], result)
         old = self._function
         return with_body(old, body)
 
@@ -266,11 +266,11 @@ class Roots:
         """Return the parameters and allocations whose memory an expression may alias."""
         if isinstance(expr, relax.Var):
             return self._roots.get(expr, frozenset())
-        found: frozenset[Var] = frozenset()
+        roots: frozenset[Var] = frozenset()
         for leaf in leaves(expr):
             if isinstance(leaf, relax.Var):
-                found |= self._roots.get(leaf, frozenset())
-        return found
+                roots |= self._roots.get(leaf, frozenset())
+        return roots
 
     def exact(self, expr: Expr) -> Expr:
         """Return the variable that `expr` is an alias of, also through tuple fields."""

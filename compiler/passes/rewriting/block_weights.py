@@ -71,13 +71,13 @@ class BlockWeight:
         groups = layout.padded_depth(depth) // layout.group
         arrays: list[Array] = [*pack_planes(values, layout)]
         for name in layout.arrays[len(arrays) :]:
-            each = numbers[name]
+            array = numbers[name]
             shared = layout.super_groups if layout.super_groups and not name.endswith("_integers") else 1
-            wanted = groups // shared
-            if each.shape[0] != columns or not -(-depth // (layout.group * shared)) <= each.shape[1]:
-                raise ValueError(f"{name} has shape {each.shape}, for {columns} columns of {wanted} groups")
-            padded = np.zeros((columns, wanted), each.dtype)
-            padded[:, : each.shape[1]] = each[:, :wanted]
+            group_count = groups // shared
+            if array.shape[0] != columns or not -(-depth // (layout.group * shared)) <= array.shape[1]:
+                raise ValueError(f"{name} has shape {array.shape}, for {columns} columns of {group_count} groups")
+            padded = np.zeros((columns, group_count), array.dtype)
+            padded[:, : array.shape[1]] = array[:, :group_count]
             arrays.append(pack_numbers(padded))
         return BlockWeight(layout, columns, depth, tuple(arrays))
 
@@ -174,19 +174,19 @@ class BlockWeight:
     def of_rows(columns: int, parts: Iterable[BlockWeight], empty: Empty = np.empty) -> BlockWeight:
         """Like `stacked`, for parts created one at a time: at most one exists in addition to the result, whose arrays
         `empty` allocates."""
-        layout, depth, whole, start = None, 0, list[Array](), 0
+        layout, depth, arrays, start = None, 0, list[Array](), 0
         for part in parts:
             layout, depth = part.layout, part.depth
             panels = len(part.arrays[0])
-            if not whole:
-                whole = [empty((-(-columns // PANEL), *each.shape[1:]), each.dtype) for each in part.arrays]
-            for at, each in enumerate(part.arrays):
-                if whole[at].dtype != each.dtype:  # scales outside float16's range
-                    whole[at] = whole[at].astype(np.promote_types(whole[at].dtype, each.dtype))
-                whole[at][start : start + panels] = each
+            if not arrays:
+                arrays = [empty((-(-columns // PANEL), *each.shape[1:]), each.dtype) for each in part.arrays]
+            for at, array in enumerate(part.arrays):
+                if arrays[at].dtype != array.dtype:  # scales outside float16's range
+                    arrays[at] = arrays[at].astype(np.promote_types(arrays[at].dtype, array.dtype))
+                arrays[at][start : start + panels] = array
             start += panels
         assert layout is not None
-        return BlockWeight(layout, columns, depth, tuple(whole))
+        return BlockWeight(layout, columns, depth, tuple(arrays))
 
     def joins(self, other: BlockWeight) -> bool:
         """True if the two can be joined."""

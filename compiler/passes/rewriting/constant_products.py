@@ -94,13 +94,13 @@ class Linear:
 
         None if it differs between positions: with padding, in a transposed convolution, in a batch.
         """
-        others = [axis for axis in range(self.weight.ndim) if axis not in (self.out_axis, self.in_axis)]
+        spatial = [axis for axis in range(self.weight.ndim) if axis not in (self.out_axis, self.in_axis)]
         if operator_name(self.call) == MATMUL:
-            if any(self.weight.shape[axis] != 1 for axis in others):
+            if any(self.weight.shape[axis] != 1 for axis in spatial):
                 return None
         elif self.is_transposed or any(int(width) != 0 for width in self.call.attrs.padding):
             return None
-        weight = np.transpose(self.weight, [self.out_axis, self.in_axis, *others])
+        weight = np.transpose(self.weight, [self.out_axis, self.in_axis, *spatial])
         taps = weight.reshape(*weight.shape[:2], -1).sum(axis=2, dtype=np.float64)  # (out, in of a group)
         grouped = taps.reshape(self.groups, -1, taps.shape[1])
         gain = np.einsum("goi,gi->go", grouped, offset.reshape(self.groups, -1)).reshape(-1)
@@ -266,10 +266,10 @@ class Interleaved:
         rank = len(positions)
         split = emit(relax.op.reshape(phases, (batch, self.filters, *self.strides, *positions)))
         order = [0, 1, *(axis for each in range(rank) for axis in (2 + rank + each, 2 + each))]
-        whole = [index * stride for index, stride in zip(positions, self.strides, strict=True)]
-        joined = emit(relax.op.reshape(emit(relax.op.permute_dims(split, order)), (batch, self.filters, *whole)))
+        sizes = [index * stride for index, stride in zip(positions, self.strides, strict=True)]
+        joined = emit(relax.op.reshape(emit(relax.op.permute_dims(split, order)), (batch, self.filters, *sizes)))
         ends = [first + size for first, size in zip(self.start, self.size, strict=True)]
-        if list(self.start) == [0] * rank and ends == whole:
+        if list(self.start) == [0] * rank and ends == sizes:
             return joined
         return relax.op.strided_slice(joined, list(range(2, 2 + rank)), list(self.start), ends)
 

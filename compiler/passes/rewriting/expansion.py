@@ -63,9 +63,9 @@ def exact_half(values: Array) -> Array | None:
     probe = values.reshape(-1)[:: max(1, values.size // _PROBED)]
     for narrow, wide in ((_float16, _of_float16), (_bfloat16, _of_bfloat16)):
         if np.array_equal(wide(narrow(probe)), probe):
-            found = narrow(values)
-            if np.array_equal(wide(found), values):
-                return found
+            half = narrow(values)
+            if np.array_equal(wide(half), values):
+                return half
     return None
 
 

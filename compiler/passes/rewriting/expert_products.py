@@ -64,12 +64,12 @@ def limited_to_groups(builder: relax.BlockBuilder, scores: Expr, groups: int, ch
     """
 
     def compute(scores: te.Tensor) -> te.Tensor:
-        rows, each = scores.shape[0], int(scores.shape[1]) // groups
+        rows, per_group = scores.shape[0], int(scores.shape[1]) // groups
         least = tirx.min_value("float32")
-        axes = [te.reduce_axis((0, each), name=name) for name in ("first", "second")[:best]]
+        axes = [te.reduce_axis((0, per_group), name=name) for name in ("first", "second")[:best]]
 
         def counted(row: Expr, group: Expr) -> Expr:
-            parts = [scores[row, group * each + axis] for axis in axes]
+            parts = [scores[row, group * per_group + axis] for axis in axes]
             total = parts[0] if best == 1 else tirx.if_then_else(axes[0] < axes[1], parts[0] + parts[1], least)
             return te.max(total, axis=axes)
 
@@ -78,13 +78,13 @@ def limited_to_groups(builder: relax.BlockBuilder, scores: Expr, groups: int, ch
 
         def better(row: Expr, group: Expr) -> Expr:
             mine, its = counts[row, group], counts[row, other]
-            before = tirx.any(its > mine, tirx.all(tirx.EQ(its, mine), other < group))
-            return te.sum(tirx.if_then_else(before, tirx.const(1, "int32"), tirx.const(0, "int32")), axis=other)
+            first = tirx.any(its > mine, tirx.all(tirx.EQ(its, mine), other < group))
+            return te.sum(tirx.if_then_else(first, tirx.const(1, "int32"), tirx.const(0, "int32")), axis=other)
 
         ranks = te.compute((rows, groups), better, name="group_ranks")
 
         def kept(row: Expr, expert: Expr) -> Expr:
-            return tirx.if_then_else(ranks[row, tirx.floordiv(expert, each)] < chosen, scores[row, expert], least)
+            return tirx.if_then_else(ranks[row, tirx.floordiv(expert, per_group)] < chosen, scores[row, expert], least)
 
         return te.compute(scores.shape, kept, name="limited")
 
@@ -227,22 +227,22 @@ def _routes(scores: te.Tensor, chosen: int) -> list[te.Tensor]:
     return list(found)
 
 
-def _choose(scores: Expr, taken: Expr, choice: Expr) -> None:
+def _choose(scores: Expr, chosen_scores: Expr, choice: Expr) -> None:
     """Choose the largest scores of each row one after another: each is the largest below the one before it."""
     rows, chosen = choice.shape
     zero = tirx.const(0, "int64")
     with T.serial(0, rows) as row, T.serial(0, chosen) as at, T.seq_scope():
-        before = tirx.max(at - 1, zero)
+        previous = tirx.max(at - 1, zero)
         # If no score compares, e.g. NaN, the choice stays within the experts.
         T.buffer_store(choice, at, [row, at])
-        T.buffer_store(taken, tirx.min_value("float32"), [row, at])
+        T.buffer_store(chosen_scores, tirx.min_value("float32"), [row, at])
         with T.serial(0, scores.shape[1]) as expert, T.seq_scope():
             score = scores[row, expert]
-            last, last_expert = taken[row, before], choice[row, before]
+            last, last_expert = chosen_scores[row, previous], choice[row, previous]
             later = tirx.any(score < last, tirx.all(tirx.EQ(score, last), expert > last_expert))
-            best = tirx.all(score > taken[row, at], tirx.any(tirx.EQ(at, zero), later))
+            best = tirx.all(score > chosen_scores[row, at], tirx.any(tirx.EQ(at, zero), later))
             with T.If(best), T.Then(), T.seq_scope():
-                T.buffer_store(taken, score, [row, at])
+                T.buffer_store(chosen_scores, score, [row, at])
                 T.buffer_store(choice, expert, [row, at])
 
 

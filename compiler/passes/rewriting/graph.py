@@ -145,10 +145,10 @@ class Graph:
     def definition(self, expr: Expr) -> Expr:
         """Return the definition of `expr`: follows variables to their values if those can be used here."""
         while isinstance(expr, relax.Var):
-            found = self._definitions.get(expr)
-            if found is None or not self._visible(*found):
+            binding = self._definitions.get(expr)
+            if binding is None or not self._visible(*binding):
                 return expr
-            expr = found[0]
+            expr = binding[0]
         return expr
 
     def call(self, expr: Expr, *operators: str) -> Call | None:

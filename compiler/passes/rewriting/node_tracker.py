@@ -46,15 +46,15 @@ class NodeTracker:
         """Return the nodes of every variable; those without a name get their readers' nodes, or those of what they
         read."""
         reads = _reads_of(mod)
-        found = {variable: self.of(variable) for variable in reads}
+        nodes = {variable: self.of(variable) for variable in reads}
         readers = _inverted(reads)
         for variable in reversed(reads):
-            if not found[variable]:
-                found[variable] = _first(found.get(each, ()) for each in readers.get(variable, ()))
+            if not nodes[variable]:
+                nodes[variable] = _first(nodes.get(each, ()) for each in readers.get(variable, ()))
         for variable, operand in reads.items():
-            if not found[variable]:
-                found[variable] = _first(found.get(each, ()) for each in operand)
-        return found
+            if not nodes[variable]:
+                nodes[variable] = _first(nodes.get(each, ()) for each in operand)
+        return nodes
 
     def follow_grouping(self, before: IRModule, after: IRModule) -> None:
         """Record the nodes of each group that TVM's FuseOps formed from the bindings of `before`."""
@@ -78,13 +78,13 @@ class NodeTracker:
         """Return the nodes of a kernel call after grouping, by its function and the variable it is bound to."""
         return self._of_groups.get((function, variable)) or self.of(variable)
 
-    def _hand_on(self, before: Mapping[str, list[str]], after: Mapping[str, list[str]]) -> None:
-        there = {each for variable in after for each in (variable, original_name(variable))}
-        inherits = {variable for variable in before if variable in there and self.of(variable)}
-        readers = _nearest([*before][::-1], _inverted(before), inherits)
+    def _hand_on(self, old_reads: Mapping[str, list[str]], new_reads: Mapping[str, list[str]]) -> None:
+        there = {each for variable in new_reads for each in (variable, original_name(variable))}
+        inherits = {variable for variable in old_reads if variable in there and self.of(variable)}
+        readers = _nearest([*old_reads][::-1], _inverted(old_reads), inherits)
         handed: dict[str, dict[ModelNode, None]] = {}
-        sources = _nearest(before, before, inherits)
-        for variable in before:
+        sources = _nearest(old_reads, old_reads, inherits)
+        for variable in old_reads:
             mine = self.of(variable)
             if not mine or variable in there:
                 continue
@@ -98,15 +98,15 @@ class NodeTracker:
 
 def _reads_of(mod: IRModule) -> dict[str, list[str]]:
     """Return the variables that each binding reads, by name and in order; `_RESULT` reads what functions return."""
-    found: dict[str, list[str]] = {}
+    reads: dict[str, list[str]] = {}
     results = []
     for _, function in rewritable_functions(mod):
-        results += _note_sequence(function.body, found)
-    found[_RESULT] = results
-    return found
+        results += _note_sequence(function.body, reads)
+    reads[_RESULT] = results
+    return reads
 
 
-def _note_sequence(sequence: SeqExpr, found: dict[str, list[str]]) -> list[str]:
+def _note_sequence(sequence: SeqExpr, reads: dict[str, list[str]]) -> list[str]:
     """Record the bindings of a sequence; return the variables of its result."""
     if not isinstance(sequence, relax.SeqExpr):
         return [str(each.name) for each in operands(sequence)]
@@ -116,11 +116,11 @@ def _note_sequence(sequence: SeqExpr, found: dict[str, list[str]]) -> list[str]:
             read = [str(each.name) for each in operands(value)]
             if isinstance(value, relax.If):
                 read += [
-                    name for branch in (value.true_branch, value.false_branch) for name in _note_sequence(branch, found)
+                    name for branch in (value.true_branch, value.false_branch) for name in _note_sequence(branch, reads)
                 ]
             elif isinstance(value, relax.Function):
-                read += _note_sequence(value.body, found)
-            found[str(binding.var.name)] = read
+                read += _note_sequence(value.body, reads)
+            reads[str(binding.var.name)] = read
     return [str(each.name) for each in operands(sequence.body)]
 
 
@@ -133,21 +133,21 @@ def _inverted(reads: Mapping[str, list[str]]) -> dict[str, list[str]]:
 
 
 def _nearest(
-    order: Iterable[str], neighbours: Mapping[str, list[str]], wanted: Collection[str]
+    order: Iterable[str], neighbours: Mapping[str, list[str]], targets: Collection[str]
 ) -> dict[str, list[str]]:
     """Map each variable to the nearest wanted ones in one direction, a few at most, including `_RESULT`. `order`: the
     variables, each after its neighbors."""
-    found: dict[str, list[str]] = {_RESULT: [_RESULT]}
+    nearest: dict[str, list[str]] = {_RESULT: [_RESULT]}
     for variable in order:
         if variable == _RESULT:
             continue
         near: dict[str, None] = {}
         for each in neighbours.get(variable, ()):
-            near.update(dict.fromkeys([each] if each in wanted else found.get(each, ())))
+            near.update(dict.fromkeys([each] if each in targets else nearest.get(each, ())))
             if len(near) > _MAX_SUCCESSORS:
                 break
-        found[variable] = list(near)
-    return found
+        nearest[variable] = list(near)
+    return nearest
 
 
 def _first(candidates: Iterator[Nodes]) -> Nodes:
@@ -169,20 +169,20 @@ class _Members:
 
     def of(self, function: Function) -> dict[str, list[str]]:
         """Map each variable bound to a group's result to the variables of the group's bindings."""
-        found: dict[str, list[str]] = {}
+        members: dict[str, list[str]] = {}
         stands_for: dict[str, Expr] = {}
         for binding in _bindings(function.body):
             value, name = binding.value, str(binding.var.name)
             group = self._groups.get(value.op) if isinstance(value, relax.Call) else None
             if group is not None:
-                found[name], stands_for[name] = self._inside(group, [_value(each, stands_for) for each in value.args])
+                members[name], stands_for[name] = self._inside(group, [_value(each, stands_for) for each in value.args])
             elif isinstance(value, relax.TupleGetItem) and isinstance(
                 stands_for.get(str(value.tuple_value.name)), tuple
             ):
                 stands_for[name] = stands_for[str(value.tuple_value.name)][value.index]
             elif isinstance(value, relax.TupleGetItem):  # a result of branches or of a call; FuseOps renames it
                 stands_for[name] = next(iter(self._known.get(_key(value, stands_for), [])), name)
-        return found
+        return members
 
     def _inside(self, group: Function, arguments: list[Expr]) -> tuple[list[str], Function | None]:
         """Return the old variables of a group's bindings, and the group's result."""

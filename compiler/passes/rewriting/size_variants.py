@@ -63,13 +63,13 @@ def _private(main: Function, sizes: Mapping[str, int]) -> Function:
 def _call(callee: GlobalVar, function: Function, arguments: Sequence[Expr]) -> SeqExpr:
     """Return the body of a branch: the arguments as `function` expects them, and the call."""
     bindings: list[Binding] = []
-    given: list[Expr] = []
+    parameters: list[Expr] = []
     for argument, parameter in zip(arguments, function.params, strict=True):
         if tvm_ffi.structural_equal(argument.ty, parameter.ty, True):
-            given.append(argument)
+            parameters.append(argument)
             continue
-        given.append(relax.Var(argument.name, parameter.ty))
-        bindings.append(relax.MatchCast(given[-1], argument, parameter.ty))
-    call = relax.Call(callee, given)
+        parameters.append(relax.Var(argument.name, parameter.ty))
+        bindings.append(relax.MatchCast(parameters[-1], argument, parameter.ty))
+    call = relax.Call(callee, parameters)
     result = relax.Var("result", relax.BlockBuilder(IRModule({callee: function})).normalize(call).ty)
     return relax.SeqExpr([relax.BindingBlock([*bindings, relax.VarBinding(result, call)])], result)

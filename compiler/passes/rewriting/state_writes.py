@@ -161,16 +161,16 @@ def _write_sequences(old: te.Tensor, new: te.Tensor, axis: int, result: Expr, ro
             tirx.all(slot >= 0, slot < slots, count >= 0, fits(position, count, capacity), fits(first, count, total))
         )
     with (
-        T.serial(0, sequences.shape[0]) as each,
-        T.serial(0, tirx.min(sequences[each, TOKENS], total)) as row,
+        T.serial(0, sequences.shape[0]) as sequence,
+        T.serial(0, tirx.min(sequences[sequence, TOKENS], total)) as row,
         T.serial(0, heads) as head,
     ):
         target = [
-            _within(sequences[each, SLOT], slots - 1),
+            _within(sequences[sequence, SLOT], slots - 1),
             head,
-            _within(sequences[each, FIRST_ROW] + row, capacity - 1),
+            _within(sequences[sequence, FIRST_ROW] + row, capacity - 1),
         ]
-        token = _within(sequences[each, FIRST_TOKEN] + row, total - 1)
+        token = _within(sequences[sequence, FIRST_TOKEN] + row, total - 1)
         source = [0, token, head] if axis == 1 else [0, head, token]
 
         def write(indices: Positions) -> None:
@@ -202,12 +202,12 @@ def _each_element(
             body((*outer, loops.enter_context(T.serial(0, shape[-1]))))
             return
         lanes = tirx.const(_LANES, "int64")
-        whole = tirx.floordiv(shape[-1], lanes)
+        vectors = tirx.floordiv(shape[-1], lanes)
         with T.seq_scope():
-            with T.serial(0, whole) as block, T.vectorized(0, lanes) as lane:
+            with T.serial(0, vectors) as block, T.vectorized(0, lanes) as lane:
                 body((*outer, block * lanes + lane))
             with T.serial(0, tirx.floormod(shape[-1], lanes)) as rest:
-                body((*outer, whole * lanes + rest))
+                body((*outer, vectors * lanes + rest))
 
 
 APPENDS = "tensorwright.appends"
@@ -294,19 +294,19 @@ class CausalAttention:
     def over(self, builder: BlockBuilder, key: Expr, value: Expr, renewed: Callable[[Expr], Expr]) -> Call:
         """Return the same attention over longer keys and values, with queries that end within the old ones; `renewed`
         returns the other operands."""
-        given = {role: renewed(each) for role, each in self.operands.items() if role not in (KEY, VALUE)}
+        operands = {role: renewed(each) for role, each in self.operands.items() if role not in (KEY, VALUE)}
         description = self.description
         options = AttentionOptions(
-            position=given.get(POSITION),
+            position=operands.get(POSITION),
             scale=description.scale,
             window=description.window,
             chunk=description.chunk,
             softcap=description.softcap,
-            sinks=given.get(SINKS),
-            bias=given.get(BIAS),
+            sinks=operands.get(SINKS),
+            bias=operands.get(BIAS),
             rounds=description.rounds,
         )
-        return cached_attention(builder, given[QUERY], key, value, options)
+        return cached_attention(builder, operands[QUERY], key, value, options)
 
 
 def attention_call(call: Expr, functions: Mapping[Any, Any]) -> CausalAttention | None:

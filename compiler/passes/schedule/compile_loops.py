@@ -119,12 +119,12 @@ class _Compiler:
         functions = {**dict(self._mod.functions_items()), **added, self._variable: changed}
         return relax.transform.Normalize()(IRModule(functions, self._mod.attrs, self._mod.global_infos))
 
-    def _free_name(self, wanted: str) -> GlobalVar:
-        taken = {str(each.name_hint) for each in self._mod.functions}
-        name, number = wanted, 0
-        while name in taken:
+    def _free_name(self, base: str) -> GlobalVar:
+        used = {str(each.name_hint) for each in self._mod.functions}
+        name, number = base, 0
+        while name in used:
             number += 1
-            name = f"{wanted}{number}"
+            name = f"{base}{number}"
         return GlobalVar(name)
 
     def _form(self) -> LoopForm:
@@ -138,24 +138,24 @@ class _Compiler:
         iteration = Tensor([], "int64")
         state = [Tensor(each.shape, each.dtype) for each in initial]
         values = {each.given: View(each, tuple(each.shape)) for each in captured}
-        for before, tensor in zip([first, *initial], [iteration, *state], strict=True):
-            values[before.given] = View(tensor, tuple(tensor.shape))
+        for old, tensor in zip([first, *initial], [iteration, *state], strict=True):
+            values[old.given] = View(tensor, tuple(tensor.shape))
         reader = StepReader(self._mod)
         arguments = [self._argument(each, values, reader) for each in loop.body.args]
         results = reader.call(self._mod[loop.body.op], arguments)
         assert isinstance(results, list)
         go, views = _view(results[1]), [_view(each) for each in results[2:]]
         following, elements = views[: loop.states], views[loop.states :]
-        for before, view in zip(state, following, strict=True):
-            if before.dtype != view.tensor.dtype or not structural_equal(before.shape, list(view.shape)):
+        for old, view in zip(state, following, strict=True):
+            if old.dtype != view.tensor.dtype or not structural_equal(old.shape, list(view.shape)):
                 raise NotCompiledError("a state that changes its shape")
         always = isinstance(go.tensor.given, GenericConst) and bool(go.tensor.given.value.numpy())
         ends = [go.tensor, *(view.tensor for view in (*following, *elements))]
         steps, read = _needed(reader.steps, ends)
         rows = loop.rows if elements and loop.rows is not None else _rows_of_part(elements) if elements else None
         in_one = rows is None or rows is loop.rows
-        given = [*([level] if in_one else []), first, *initial]
-        others = [each for each in (*captured, *(tensor for _, tensor in reader.constants)) if each in read]
+        operands = [*([level] if in_one else []), first, *initial]
+        captured_reads = [each for each in (*captured, *(tensor for _, tensor in reader.constants)) if each in read]
         return LoopForm(
             steps=steps,
             iteration=iteration,
@@ -167,17 +167,17 @@ class _Compiler:
             initial=initial,
             level=level if in_one else None,
             first=first,
-            given=[*given, *others],
+            given=[*operands, *captured_reads],
         )
 
-    def _argument(self, given: Expr, values: dict[Var, View], reader: StepReader) -> Value:
-        if isinstance(given, relax.ShapeExpr):
-            return tuple(given.values)
-        if isinstance(given, GenericConst):
-            return reader.constant(given)
-        if given not in values:
+    def _argument(self, argument: Expr, values: dict[Var, View], reader: StepReader) -> Value:
+        if isinstance(argument, relax.ShapeExpr):
+            return tuple(argument.values)
+        if isinstance(argument, GenericConst):
+            return reader.constant(argument)
+        if argument not in values:
             raise NotCompiledError("a body argument that is computed in each iteration")
-        return values[given]
+        return values[argument]
 
     def _in_one(self, binding: Binding) -> Function:
         """Replace the function's body by one call of the kernel."""
@@ -202,8 +202,8 @@ class _Compiler:
             relax.VarBinding(shape, relax.op.tensor_to_shape(steps)),
             relax.MatchCast(known, shape, relax.ShapeType([rows])),
         ]
-        kept: list[Expr] = items[: count - len(form.elements)]
-        for index, view in enumerate(form.elements, start=len(kept)):
+        results: list[Expr] = items[: count - len(form.elements)]
+        for index, view in enumerate(form.elements, start=len(results)):
             dtype, stack_type = view.tensor.dtype, binding.var.ty.fields[index]
             kernel, numbers = copy_kernel(list(stack_type.shape.values), rows, dtype)
             name = self._free_name(f"{self._variable.name_hint}_rows{index}")
@@ -214,8 +214,8 @@ class _Compiler:
             part = relax.Var(f"part{index}", ty)
             call = relax.Call(_CALL_TIR, [name, relax.Tuple([stack, *numbers])], None, [ty], ret_ty=ty)
             bindings += [relax.VarBinding(stack, items[index]), relax.VarBinding(part, call)]
-            kept.append(part)
-        once = relax.SeqExpr([relax.BindingBlock(bindings)], relax.Tuple(kept))
+            results.append(part)
+        once = relax.SeqExpr([relax.BindingBlock(bindings)], relax.Tuple(results))
         body = _with_branch(function.body, self._loop.body, once)
         return with_body(function, body)
 
@@ -236,22 +236,22 @@ def _rows_of_part(elements: list[View]) -> int:
 def _needed(steps: list[Step], ends: list[Tensor]) -> tuple[list[Step], set[Tensor]]:
     """The steps that these tensors depend on, and every tensor that they read."""
     read = set(ends)
-    kept: list[Step] = []
+    needed: list[Step] = []
     for step in reversed(steps):
         if isinstance(step, KernelCall):
             if not read.isdisjoint(step.results):
                 read.update(each.tensor for each in step.operands if isinstance(each, View))
-                kept.append(step)
+                needed.append(step)
         elif isinstance(step, Copy):
             if step.result in read:
                 read.add(step.source)
-                kept.append(step)
+                needed.append(step)
         else:
             sides = [_needed(side, list(read)) for side in step.steps]
             if any(side for side, _ in sides):
                 read = sides[0][1] | sides[1][1] | {step.condition}
-                kept.append(Branch(step.condition, (sides[0][0], sides[1][0])))
-    return kept[::-1], read
+                needed.append(Branch(step.condition, (sides[0][0], sides[1][0])))
+    return needed[::-1], read
 
 
 def _with_branch(sequence: SeqExpr, call: Call, branch: SeqExpr) -> SeqExpr:

@@ -61,26 +61,26 @@ def with_equal_workspaces(functions: Sequence[PrimFunc]) -> tuple[list[PrimFunc 
 
     A schedule with fewer buffers ignores the rest. None replaces one whose buffers have other types.
     """
-    own = [_workspaces(function) for function in functions]
-    wanted: list[Buffer] = []
-    for buffers in own:
+    workspaces = [_workspaces(function) for function in functions]
+    largest: list[Buffer] = []
+    for buffers in workspaces:
         for index, buffer in enumerate(buffers):
-            if index == len(wanted):
-                wanted.append(buffer)
-            elif _holds(buffer, wanted[index]):
-                wanted[index] = buffer
-    return [_with_workspaces(function, wanted) for function in functions], len(wanted)
+            if index == len(largest):
+                largest.append(buffer)
+            elif _holds(buffer, largest[index]):
+                largest[index] = buffer
+    return [_with_workspaces(function, largest) for function in functions], len(largest)
 
 
-def _with_workspaces(function: PrimFunc, wanted: Sequence[Buffer]) -> PrimFunc | None:
-    own = _workspaces(function)
-    if not all(_holds(larger, buffer) for larger, buffer in zip(wanted, own, strict=False)):
+def _with_workspaces(function: PrimFunc, target: Sequence[Buffer]) -> PrimFunc | None:
+    workspaces = _workspaces(function)
+    if not all(_holds(larger, buffer) for larger, buffer in zip(target, workspaces, strict=False)):
         return None
-    fresh = [tirx.decl_buffer(list(each.ty.shape), dtype_of(each), str(each.name)) for each in wanted]
-    changed = _with_parameters(function, own)
-    body = substitute(changed.body, dict(zip(own, fresh, strict=False)))
+    fresh = [tirx.decl_buffer(list(each.ty.shape), dtype_of(each), str(each.name)) for each in target]
+    changed = _with_parameters(function, workspaces)
+    body = substitute(changed.body, dict(zip(workspaces, fresh, strict=False)))
     parameters, count = list(changed.params), _scalars(function)
-    index = len(parameters) - count - len(own)
+    index = len(parameters) - count - len(workspaces)
     given = [*parameters[:index], *fresh, *parameters[len(parameters) - count :]]
     return PrimFunc(given, body, changed.ret_type, attrs=changed.attrs)
 
@@ -116,7 +116,7 @@ def _with_parameters(function: PrimFunc, buffers: list[Expr]) -> PrimFunc:
     parameters = list(function.params)
     index = len(parameters) - _scalars(function)
     root = function.body.block
-    kept = [each for each in root.alloc_buffers if not any(each.same_as(other) for other in buffers)]
+    remaining = [each for each in root.alloc_buffers if not any(each.same_as(other) for other in buffers)]
     block = s_tir.SBlock(
         root.iter_vars,
         root.reads,
@@ -124,7 +124,7 @@ def _with_parameters(function: PrimFunc, buffers: list[Expr]) -> PrimFunc:
         root.name_hint,
         root.body,
         root.init,
-        kept,
+        remaining,
         root.match_buffers,
         root.annotations,
     )
@@ -166,10 +166,10 @@ def _sizes(function: PrimFunc, types: list[Type], numbers: list[int]) -> dict[Va
     """Return the value of each symbolic size of a function at a call, from its arguments' types."""
     sizes: dict[Var, int] = {}
     parameters = list(function.params)
-    for parameter, given in zip(parameters, types, strict=False):
-        if not tirx.is_buffer_var(parameter) or not isinstance(given, relax.TensorType) or given.shape is None:
+    for parameter, ty in zip(parameters, types, strict=False):
+        if not tirx.is_buffer_var(parameter) or not isinstance(ty, relax.TensorType) or ty.shape is None:
             continue
-        for size, value in zip(parameter.ty.shape, given.shape.values, strict=True):
+        for size, value in zip(parameter.ty.shape, ty.shape.values, strict=True):
             if isinstance(size, tirx.Var) and size not in sizes:
                 sizes[size] = value
     if numbers:

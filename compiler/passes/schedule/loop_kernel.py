@@ -69,8 +69,8 @@ def bytes_of(shape: Sequence[Expr], dtype: str) -> Index:
     width = (dtype_bits(dtype) + 7) // 8
     if all(isinstance(each, tirx.IntImm) for each in shape):
         total = width
-        for each in shape:
-            total *= int(each)
+        for size in shape:
+            total *= int(size)
         return total
     return size_of(shape) * index(width, "int64")
 
@@ -133,8 +133,8 @@ class LoopKernel:
         begins = [self._take(2 * _rounded(size)) for size in sizes]
         self._sizes = sizes
         self._begins = begins
-        for position, each in enumerate(form.state):
-            self._half[each] = position, 0
+        for position, tensor in enumerate(form.state):
+            self._half[tensor] = position, 0
         written = list(_written(form.steps))
         for position, view in enumerate(form.following):
             if view.tensor in written and view.tensor not in self._half:
@@ -216,9 +216,9 @@ class LoopKernel:
             ),
         ]
         body = sequence(*begin, loop, *end)
-        given = list(self._buffers.values())
-        numbers = _sizes_of([*given, *self._results], body)
-        function = _with_own_sizes([*given, *numbers, *self._results], body)
+        operands = list(self._buffers.values())
+        numbers = _sizes_of([*operands, *self._results], body)
+        function = _with_own_sizes([*operands, *numbers, *self._results], body)
         attributes = {CALLS: sorted(set(_names(form.steps))), "tirx.is_scheduled": True, "tirx.noalias": True}
         return function.with_attrs(attributes), numbers
 
@@ -295,11 +295,11 @@ def _buffer(name: str, shape: Sequence[Expr], dtype: str) -> Expr:
 def _with_own_sizes(params: Sequence[Var], body: Stmt) -> PrimFunc:
     """Return the kernel with fresh variables for the symbolic sizes among its parameters."""
     buffers = [each for each in params if tirx.is_buffer_var(each)]
-    own = {each: tirx.Var(str(each.name), "int64") for each in params if not tirx.is_buffer_var(each)}
-    for each in buffers:
-        own[each] = _buffer(str(each.name), [substitute(size, own) for size in each.ty.shape], dtype_of(each))
-    renamed = structural_map(body, (tvm.ir.Var, lambda variable: own.get(variable, variable)))
-    return tirx.PrimFunc([own[each] for each in params], renamed)
+    fresh = {each: tirx.Var(str(each.name), "int64") for each in params if not tirx.is_buffer_var(each)}
+    for param in buffers:
+        fresh[param] = _buffer(str(param.name), [substitute(size, fresh) for size in param.ty.shape], dtype_of(param))
+    renamed = structural_map(body, (tvm.ir.Var, lambda variable: fresh.get(variable, variable)))
+    return tirx.PrimFunc([fresh[each] for each in params], renamed)
 
 
 def _sizes_of(buffers: Sequence[Expr], body: Stmt) -> list[Var]:
@@ -337,11 +337,11 @@ def _names(steps: Sequence[Step]) -> Iterator[str]:
 
 def _lifetimes(form: LoopForm) -> dict[Tensor, tuple[int, int]]:
     """Return the first and last step that uses each tensor, with the sides of branches one after the other."""
-    found: dict[Tensor, tuple[int, int]] = {}
+    lifetimes: dict[Tensor, tuple[int, int]] = {}
     time = 0
 
     def touch(tensor: Tensor) -> None:
-        found[tensor] = (found.get(tensor, (time, 0))[0], time)
+        lifetimes[tensor] = (lifetimes.get(tensor, (time, 0))[0], time)
 
     def walk(steps: Sequence[Step]) -> None:
         nonlocal time
@@ -365,7 +365,7 @@ def _lifetimes(form: LoopForm) -> dict[Tensor, tuple[int, int]]:
     time += 1
     for view in (*form.following, *form.elements, *([form.go] if form.go is not None else [])):
         touch(view.tensor)
-    return found
+    return lifetimes
 
 
 class NotCompiledError(Exception):
@@ -474,12 +474,12 @@ class _FunctionReader:
             elif isinstance(value, tuple):
                 self._bind_sizes(parameter.ty, value)
 
-    def _bind_sizes(self, ty: Type, given: Sequence[Expr]) -> None:
+    def _bind_sizes(self, ty: Type, shape: Sequence[Expr]) -> None:
         """Bind the sizes that a type names to those of its value; sizes already bound must match."""
         named = ty.values if isinstance(ty, relax.ShapeType) else getattr(ty, "shape", None)
-        if named is None or len(named) != len(given):
+        if named is None or len(named) != len(shape):
             raise NotCompiledError("a shape that is not known")
-        for size, value in zip(named, given, strict=True):
+        for size, value in zip(named, shape, strict=True):
             if isinstance(size, tirx.Var) and size not in self._sizes:
                 self._sizes[size] = value
             elif not structural_equal(substitute(size, self._sizes), value):
@@ -557,13 +557,13 @@ class _FunctionReader:
     def _branch(self, choice: relax.If) -> Value:
         condition = self.value_of(choice.cond)
         assert isinstance(condition, View)
-        outer, sides, found = self._reader.steps, [], []
+        outer, sides, results = self._reader.steps, [], []
         for branch in (choice.true_branch, choice.false_branch):
             self._reader.steps = []
-            found.append(self.value_of(branch))
+            results.append(self.value_of(branch))
             sides.append(self._reader.steps)
         self._reader.steps = outer
-        joined = _joined(found[0], found[1], sides)
+        joined = _joined(results[0], results[1], sides)
         outer.append(Branch(condition.tensor, (sides[0], sides[1])))
         return joined
 

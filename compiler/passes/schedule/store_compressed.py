@@ -57,19 +57,19 @@ def store_narrow(mod: IRModule, expansions: Expansions, pack: Pack, name: str) -
 def _note(constant: GenericConst, expansions: Expansions, look: Pack, name: str) -> None:
     known = expansions.known.get(constant)
     arrays = (array_of(constant),) if known is None else known.stored
-    found = [look(array) for array in arrays]
-    if all(each is None for each in found):
+    packed = [look(array) for array in arrays]
+    if all(each is None for each in packed):
         return
     stored: list[Array] = []
-    for array, each in zip(arrays, found, strict=True):
-        stored += [array] if each is None else each.stored
+    for array, pack in zip(arrays, packed, strict=True):
+        stored += [array] if pack is None else pack.stored
 
     def kernel(*parts: Tensor) -> Tensor:
-        rest, whole = list(parts), []
-        for each in found:
-            own = [rest.pop(0) for _ in range(1 if each is None else len(each.stored))]
-            whole.append(own[0] if each is None else each.expand(*own))
-        return whole[0] if known is None else known.kernel(*whole)
+        rest, restored = list(parts), []
+        for pack in packed:
+            compressed_parts = [rest.pop(0) for _ in range(1 if pack is None else len(pack.stored))]
+            restored.append(compressed_parts[0] if pack is None else pack.expand(*compressed_parts))
+        return restored[0] if known is None else known.kernel(*restored)
 
     expansions.known[constant] = Expansion(tuple(stored), kernel, name if known is None else known.name)
 
@@ -262,12 +262,12 @@ def _expansion_call(builder: BlockBuilder, expansion: Expansion, arguments: list
 def _in_use(mod: IRModule, expansions: Expansions) -> list[Expr]:
     """Return the distinct constants in use that a pass computed from smaller ones, or that are exact in 16 bits."""
     pool = ConstantPool()
-    found = {
+    constants = {
         index: each
         for each in constants_of(mod)
         if _is_smaller(each, expansions) and (index := pool.index(each)) is not None
     }
-    return list(found.values())
+    return list(constants.values())
 
 
 def _is_smaller(constant: Expr, expansions: Expansions) -> bool:
