@@ -73,10 +73,10 @@ def _minilm() -> Case:
         return [pool(next(iter(run(tokens).values())), tokens["attention_mask"]) for tokens in scored]
 
     def evaluate(run: Run) -> float:
-        found = embed(run)
+        embeddings = embed(run)
         if not expected:
-            expected.extend(found)  # the float model is measured first
-        return float(np.mean([(a * b).sum() for a, b in zip(found, expected, strict=True)]))
+            expected.extend(embeddings)  # the float model is measured first
+        return float(np.mean([(a * b).sum() for a, b in zip(embeddings, expected, strict=True)]))
 
     return Case("minilm", path, calibration[:32], evaluate, "mean cosine with the float embeddings of sentences")
 
@@ -124,10 +124,10 @@ def _silero() -> Case:
     )
 
     def evaluate(run: Run) -> float:
-        found = speech_probabilities(
+        probabilities = speech_probabilities(
             lambda inputs: run({name: value for name, value in inputs.items() if name != "sr"}), samples
         )
-        return 1 - float(np.abs(found - exact).mean())
+        return 1 - float(np.abs(probabilities - exact).mean())
 
     shapes = {"input": (1, 576), "state": (2, 1, 128)}
     return Case(

@@ -19,12 +19,12 @@ def onnxruntime_cuda(path: str, examples: Examples, threads: int, precision: str
 
     options = ort.SessionOptions()
     options.log_severity_level = 3
-    wanted = "CUDAExecutionProvider"
-    if wanted not in ort.get_available_providers():
+    provider = "CUDAExecutionProvider"
+    if provider not in ort.get_available_providers():
         raise RuntimeError("this ONNX Runtime has no CUDA provider: pip install onnxruntime-gpu")
     # TF32 rounds operands to 10 bits; ours does not.
-    session = ort.InferenceSession(path, options, providers=[(wanted, {"use_tf32": 0})])
-    if session.get_providers()[0] != wanted:
+    session = ort.InferenceSession(path, options, providers=[(provider, {"use_tf32": 0})])
+    if session.get_providers()[0] != provider:
         raise RuntimeError("ONNX Runtime could not load its CUDA provider")
     named = {value.name for value in session.get_inputs()}
     feeds = [{name: array for name, array in each.items() if name in named} for each in examples]

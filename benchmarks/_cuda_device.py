@@ -85,11 +85,11 @@ def difference(module: object, task: Task) -> float:
     host = compiler.compile(str(task.path), "host", shapes=task.shapes, records=False)
     found, expected = module.run(inputs).values(), host.run(inputs).values()  # type: ignore[attr-defined]
     worst = 0.0
-    for mine, other in zip(found, expected, strict=True):
-        if mine.shape != other.shape or not np.array_equal(np.isnan(mine), np.isnan(other)):
+    for actual, reference in zip(found, expected, strict=True):
+        if actual.shape != reference.shape or not np.array_equal(np.isnan(actual), np.isnan(reference)):
             return math.inf
-        if mine.size:
-            wide = np.nan_to_num(mine.astype(np.float64)), np.nan_to_num(other.astype(np.float64))
+        if actual.size:
+            wide = np.nan_to_num(actual.astype(np.float64)), np.nan_to_num(reference.astype(np.float64))
             worst = max(worst, float(np.abs(wide[0] - wide[1]).max() / max(float(np.abs(wide[1]).max()), 1e-30)))
     return worst
 

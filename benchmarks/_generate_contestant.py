@@ -123,14 +123,14 @@ class OpenVino(Stepwise):
     def read(self, tokens: list[int]) -> int:
         import numpy as np
 
-        count, before = len(tokens), self._length
-        given = {
+        count, past = len(tokens), self._length
+        inputs = {
             "input_ids": np.asarray([tokens], np.int64),
-            "attention_mask": np.ones((1, before + count), np.int64),
-            "position_ids": np.arange(before, before + count)[None],
+            "attention_mask": np.ones((1, past + count), np.int64),
+            "position_ids": np.arange(past, past + count)[None],
             "beam_idx": np.zeros(1, np.int32),
         }
-        self._request.infer({name: value for name, value in given.items() if name in self._names})
+        self._request.infer({name: value for name, value in inputs.items() if name in self._names})
         self._length += count
         return int(self._request.get_output_tensor(0).data[0, -1].argmax())
 

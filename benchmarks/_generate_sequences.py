@@ -63,33 +63,33 @@ def speculative(path: Path, draft: Path | None, rounds: int, threads: int) -> li
     for _ in range(rounds):
         for rate in rates:
             without = model.generate(REPEATING[rate.name], max_new_tokens=3 * _TOKENS)
-            found = model.generate(REPEATING[rate.name], max_new_tokens=3 * _TOKENS, speculative=_GUESSES)
+            generated = model.generate(REPEATING[rate.name], max_new_tokens=3 * _TOKENS, speculative=_GUESSES)
             rate.without = max(rate.without, without.decode_tokens_per_second)
-            rate.rate = max(rate.rate, found.decode_tokens_per_second)
-            rate.same &= found.tokens == without.tokens
+            rate.rate = max(rate.rate, generated.decode_tokens_per_second)
+            rate.same &= generated.tokens == without.tokens
     return rates
 
 
 def report(paths: list[Path], options: Any) -> None:
     """Measure modules by the options `sequences` and `speculative` of the command, print tables, and write `output`."""
-    found = {}
+    tables = {}
     for path in paths:
         if options.sequences:
-            found[f"{path.name}: one sequence and several"] = several(
+            tables[f"{path.name}: one sequence and several"] = several(
                 path, options.sequences, options.rounds, options.threads
             )
         if options.speculative:
-            found[f"{path.name}: without guesses and with"] = speculative(
+            tables[f"{path.name}: without guesses and with"] = speculative(
                 path, options.draft, options.rounds, options.threads
             )
-    for title, rates in found.items():
+    for title, rates in tables.items():
         print(f"{title}, tokens per second\n\n| | without | with | times | same text |\n|---|---|---|---|---|")
-        for each in rates:
-            same = "yes" if each.same else "NO"
-            print(f"| {each.name} | {each.without:.0f} | {each.rate:.0f} | {each.times:.2f} | {same} |")
+        for rate in rates:
+            same = "yes" if rate.same else "NO"
+            print(f"| {rate.name} | {rate.without:.0f} | {rate.rate:.0f} | {rate.times:.2f} | {same} |")
         print()
     if options.output is not None:
-        rows = {title: [asdict(each) for each in rates] for title, rates in found.items()}
+        rows = {title: [asdict(rate) for rate in rates] for title, rates in tables.items()}
         options.output.write_text(json.dumps(rows, indent=2) + "\n")
 
 

@@ -27,10 +27,10 @@ def main(path: str, threads: str, seconds: str) -> None:
 
     recording = workload.on_its_threads(watched)
     shortest = 1e3 * call_times(recording).own.min(axis=0)
-    found: dict[str, float] = {}
+    minima: dict[str, float] = {}
     for name, each in zip(named_calls(recording.calls, workload.module.manifest.calls), shortest, strict=True):
-        found[name.kernel] = found.get(name.kernel, 0.0) + float(each)
-    print(json.dumps(found))
+        minima[name.kernel] = minima.get(name.kernel, 0.0) + float(each)
+    print(json.dumps(minima))
 
 
 if __name__ == "__main__":

@@ -129,14 +129,14 @@ def _unet() -> Any:
             self.head = nn.Conv2d(32, 4, 1)
 
         def forward(self, x: Any) -> Any:
-            kept = []
+            skips = []
             for level in self.down:
                 x = level(x)
-                kept.append(x)
+                skips.append(x)
                 x = nn.functional.max_pool2d(x, 2)
             x = self.bottom(x)
             for up, join in zip(self.up, self.join, strict=True):
-                x = join(torch.cat([up(x), kept.pop()], 1))
+                x = join(torch.cat([up(x), skips.pop()], 1))
             return self.head(x)
 
     torch.manual_seed(0)

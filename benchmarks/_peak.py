@@ -38,10 +38,10 @@ def measure_peak(threads: int, target_name: str = "host") -> float:
     function = function.with_attrs({"global_symbol": "main", "tirx.noalias": True, "s_tir": True})
     run = tvm.compile(tvm.IRModule({"main": function}), target=target.tvm_target())["main"]
     result = tvm.runtime.tensor(np.zeros((threads, _CHAINS, lanes), "float32"))
-    given = tvm.runtime.tensor(np.stack([np.full(lanes, 0.5), np.full(lanes, 0.25)]).astype("float32"))
+    operands = tvm.runtime.tensor(np.stack([np.full(lanes, 0.5), np.full(lanes, 0.25)]).astype("float32"))
     best = float("inf")
     for _ in range(8):
         start = time.perf_counter()
-        run(given, result)
+        run(operands, result)
         best = min(best, time.perf_counter() - start)
     return 2 * threads * _CHAINS * lanes * _STEPS / best

@@ -38,10 +38,10 @@ def closed_loop_of_threads(run: Callable[[], Any], connections: int, seconds: fl
 
     threads = [threading.Thread(target=client, args=(index,)) for index in range(connections)]
     begin = time.perf_counter()
-    for each in threads:
-        each.start()
-    for each in threads:
-        each.join()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
     return {"per_second": sum(counts) / (time.perf_counter() - begin)}
 
 
@@ -141,32 +141,32 @@ async def _open_loop(
         tasks.append(asyncio.ensure_future(ask(due)))
     await asyncio.gather(*tasks)
     await batcher.close()
-    found = {
+    summary = {
         "p50": float(np.percentile(served, 50)),
         "p99": float(np.percentile(served, 99)),
         "served": len(served) / len(gaps),
     }
     if sla is not None:
-        found |= {
+        summary |= {
             "within": sum(each <= sla for each in served) / len(served),
             "refused_p99": float(np.percentile(refused, 99)) if refused else 0.0,
             "refused_within_10ms": sum(each <= 10 for each in refused) / max(1, len(refused)),
         }
-    return found
+    return summary
 
 
 def main() -> None:
     """Run the contestant in the argument."""
-    given = json.loads(sys.argv[1])
-    kind, folder, model, seconds = given["kind"], Path(given["folder"]), given["model"], given["seconds"]
+    spec = json.loads(sys.argv[1])
+    kind, folder, model, seconds = spec["kind"], Path(spec["folder"]), spec["model"], spec["seconds"]
     if kind in ("onnxruntime", "openvino"):
         function = onnx_runtime if kind == "onnxruntime" else openvino
-        found = function(folder, model, given["connections"], seconds)
+        result = function(folder, model, spec["connections"], seconds)
     elif kind == "ours":
-        found = asyncio.run(_ours(folder, model, given["connections"], seconds))
+        result = asyncio.run(_ours(folder, model, spec["connections"], seconds))
     else:
-        found = asyncio.run(_open_loop(folder, model, given["rate"], seconds, given["batched"], given.get("sla")))
-    print(json.dumps(found))
+        result = asyncio.run(_open_loop(folder, model, spec["rate"], seconds, spec["batched"], spec.get("sla")))
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":

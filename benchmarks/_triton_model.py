@@ -24,12 +24,12 @@ class TritonPythonModel:
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Run all requests of a batch at once."""
-        given = [triton.get_input_tensor_by_name(each, self._input.name).as_numpy() for each in requests]
-        (computed,) = self._session.run(None, {self._input.name: np.concatenate(given)})
+        inputs = [triton.get_input_tensor_by_name(each, self._input.name).as_numpy() for each in requests]
+        (computed,) = self._session.run(None, {self._input.name: np.concatenate(inputs)})
         responses, first = [], 0
-        for each in given:
-            part = computed[first : first + len(each)]
+        for array in inputs:
+            part = computed[first : first + len(array)]
             # Not Tensor(name, part): the wheel's interpreter mistakes arrays of NumPy 2 for empty ones.
             responses.append(triton.InferenceResponse([triton.Tensor.from_dlpack(self._output.name, part)]))
-            first += len(each)
+            first += len(array)
         return responses

@@ -150,20 +150,20 @@ def _grouping(depth: int) -> Callable[[tvm.IRModule, PipelineContext], tvm.IRMod
 
 def _timed(variants: Sequence[Variant], options: Any) -> dict[str, list[Times]]:
     """Timings of each process of each variant, interleaved."""
-    found: dict[str, list[Times]] = {variant.name: [] for variant in variants}
+    times: dict[str, list[Times]] = {variant.name: [] for variant in variants}
     for number in range(options.rounds):
         for variant in variants if number % 2 == 0 else reversed(variants):
-            found[variant.name].append(_turn(variant, options.turn))
-    return found
+            times[variant.name].append(_turn(variant, options.turn))
+    return times
 
 
 def _turn(variant: Variant, seconds: float) -> Times:
     """Milliseconds of each kernel's calls, out of a process of its own: where weights lie decides on some per cent."""
     arguments = (str(variant.module), str(variant.threads), str(seconds))
-    said = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-m", "benchmarks._kernel_minima", *arguments], capture_output=True, text=True, check=True
     )
-    times: Times = json.loads(said.stdout)
+    times: Times = json.loads(process.stdout)
     return times
 
 
@@ -179,21 +179,21 @@ def best_of_each(default: Mapping[str, float], others: Sequence[Mapping[str, flo
 
 def _gains(model: str, variants: Sequence[Variant], times: Mapping[str, Sequence[Times]]) -> Iterator[Gain]:
     default = kernels_of(times[DEFAULT])
-    whole = sum(default.values())
+    total = sum(default.values())
     for choice in dict.fromkeys(variant.choice for variant in variants if variant.choice != DEFAULT):
         members = {each.name: kernels_of(times[each.name]) for each in variants if each.choice == choice}
         sums = {name: sum(kernels.values()) for name, kernels in members.items()}
         fused = choice == "fusion depth"
-        best = min(whole, *sums.values()) if fused else best_of_each(default, list(members.values()))
-        yield Gain(model, choice, whole, best, sums)
+        best = min(total, *sums.values()) if fused else best_of_each(default, list(members.values()))
+        yield Gain(model, choice, total, best, sums)
 
 
 def _print(gains: Sequence[Gain], console: Console) -> None:
     table = Table(title="milliseconds in kernels; best: each kernel with the value that is best for it")
     for heading in ("model", "choice", "default", "best", "gain at most", "one value for all kernels"):
         table.add_column(heading, justify="left" if heading in ("model", "choice") else "right")
-    for each in gains:
-        values = ", ".join(f"{name}: {value:.3f}" for name, value in each.variants.items())
-        numbers = (f"{each.default:.3f}", f"{each.best:.3f}", f"{each.most:.3f}")
-        table.add_row(each.model, each.choice, *numbers, values)
+    for gain in gains:
+        values = ", ".join(f"{name}: {value:.3f}" for name, value in gain.variants.items())
+        numbers = (f"{gain.default:.3f}", f"{gain.best:.3f}", f"{gain.most:.3f}")
+        table.add_row(gain.model, gain.choice, *numbers, values)
     console.print(table)

@@ -66,14 +66,14 @@ def _near_best(state: TaskState, count: int, generator: random.Random) -> list[C
     """Return configs that differ from one of the fastest in one or two knobs."""
     measured = sorted((seconds, config.values_) for config, seconds in state.results.items() if seconds is not None)
     parents = [Config(values) for _, values in measured[:_PARENTS]]
-    found: dict[Config, None] = {}
+    configs: dict[Config, None] = {}
     for _ in range(20 * count if parents else 0):
         config = neighbour(state.task.space, generator.choice(parents), generator)
         if config is not None and config not in state.results:
-            found[config] = None
-        if len(found) == count:
+            configs[config] = None
+        if len(configs) == count:
             break
-    return list(found)
+    return list(configs)
 
 
 def _largest(options: Any, target: targets.Target) -> list[Task]:

@@ -176,20 +176,20 @@ def _row(task: Task, options: Any, peak: float, seconds: float, console: Console
         untuned = _compiled(task, options, False, (options.keep or Path(folder)) / f"{task.name}.twm")
         unchanged = result is not None and result.latency is None and not options.records
         tuned = None if unchanged else _tuned(task, options, records, folder)
-        found = _race(task, options, untuned, tuned, console)
-    mine = found[f"tensorwright {_UNTUNED}"]
-    other, chosen = found.get(f"tensorwright {_OTHER}"), found.get(f"tensorwright {_TUNED}")
-    gain, spread = (1.0, 0.0) if chosen is None else _ratio(mine, chosen)
+        results = _race(task, options, untuned, tuned, console)
+    baseline = results[f"tensorwright {_UNTUNED}"]
+    other, chosen = results.get(f"tensorwright {_OTHER}"), results.get(f"tensorwright {_TUNED}")
+    gain, spread = (1.0, 0.0) if chosen is None else _ratio(baseline, chosen)
     return Row(
         task.name,
         None if other is None else _milliseconds(other),
-        _milliseconds(mine),
+        _milliseconds(baseline),
         None if chosen is None else _milliseconds(chosen),
         gain,
         spread,
-        None if other is None else _ratio(other, mine)[0],
+        None if other is None else _ratio(other, baseline)[0],
         1e3 * task.operations / peak,
-        {label: _milliseconds(each) for label, each in found.items() if not label.startswith("tensorwright")},
+        {label: _milliseconds(each) for label, each in results.items() if not label.startswith("tensorwright")},
         0 if result is None else result.trials,
         None if result is None else 1e3 * result.before,
         None if result is None else 1e3 * fastest_seconds(result.tasks),
@@ -285,10 +285,10 @@ def _print(rows: Sequence[Row], console: Console) -> None:
     for row in rows:
         same = "same module" if row.tuned is None else f"{row.tuned:.3f}"
         optional = [None if each is None else f"{each:.3f}" for each in (row.other, row.improvement)]
-        others = [f"{row.peers[peer]:.3f}" if peer in row.peers else "-" for peer in peers]
+        peer_cells = [f"{row.peers[peer]:.3f}" if peer in row.peers else "-" for peer in peers]
         numbers = [optional[0] or "-", f"{row.untuned:.3f}", same, f"{row.gain:.3f}", f"{row.spread:.1%}"]
         last = (str(row.trials), "-" if row.most is None else f"{row.most:.3f}")
-        table.add_row(row.model, *numbers, optional[1] or "-", f"{row.bound:.3f}", *others, *last)
+        table.add_row(row.model, *numbers, optional[1] or "-", f"{row.bound:.3f}", *peer_cells, *last)
     console.print(table)
     for label, ratios in (
         ("untuned over tuned", [row.gain for row in rows]),

@@ -104,12 +104,12 @@ def _rows(options: Any, target: targets.Target, measurer: Measurer, console: Con
 
 def _timed(paths: Sequence[str], target: str) -> dict[str, list[Record]]:
     """Return a target's timed trials by task."""
-    found: dict[str, list[Record]] = {}
+    by_task: dict[str, list[Record]] = {}
     for path in paths:
         for record in deduplicated(read_current(path).records):
             if record.target == target and record.measure == TIMED and record.status == "ok" and not record.in_model:
-                found.setdefault(record.task, []).append(record)
-    return found
+                by_task.setdefault(record.task, []).append(record)
+    return by_task
 
 
 def _tasks(name: str, target: targets.Target) -> list[Task]:

@@ -72,17 +72,17 @@ def scores(paths: Sequence[str | Path]) -> list[Score]:
         {machine for _, machine in groups}, key=lambda each: -sum(len(g) for k, g in groups.items() if k[1] == each)
     )
     main = {key: group for key, group in groups.items() if key[1] == machines[0]}
-    found = []
+    results = []
     for name in ("xgboost", "roofline", "random"):
-        found.append(_over_tasks(name, main))
+        results.append(_over_tasks(name, main))
     for machine in machines[1:]:
-        other = {key: group for key, group in groups.items() if key[1] == machine}
-        train = of_the_same_architecture(groups, other)
-        held_out = description_of(next(iter(other.values()))[0])
+        held_out_groups = {key: group for key, group in groups.items() if key[1] == machine}
+        train = of_the_same_architecture(groups, held_out_groups)
+        held_out = description_of(next(iter(held_out_groups.values()))[0])
         for name in ("xgboost", "roofline", "random"):
             model = _trained(name, train)
-            found.append(_score(name, held_out, [(group, model) for group in other.values()]))
-    return found
+            results.append(_score(name, held_out, [(group, model) for group in held_out_groups.values()]))
+    return results
 
 
 def of_the_same_architecture(
@@ -90,13 +90,13 @@ def of_the_same_architecture(
 ) -> list[Sample]:
     """Return the trials of other machines with the same architecture, from which the shipped models learn."""
     sources = {source for _, source in held}
-    wanted = {group[0].subject.machine.architecture for group in held.values()}
+    architectures = {group[0].subject.machine.architecture for group in held.values()}
     return [
         sample
         for key, group in groups.items()
         if key[1] not in sources
         for sample in group
-        if sample.subject.machine.architecture in wanted
+        if sample.subject.machine.architecture in architectures
     ]
 
 
@@ -155,9 +155,9 @@ def pretrain(paths: Sequence[str | Path], folder: Path) -> Iterator[tuple[Path, 
     """Train a model for each architecture on all of its records and store it; (file, trials, tasks)."""
     samples = load_samples(paths)
     for architecture in sorted({sample.subject.machine.architecture for sample in samples}):
-        own = [sample for sample in samples if sample.subject.machine.architecture == architecture]
+        matching = [sample for sample in samples if sample.subject.machine.architecture == architecture]
         path = folder / PRETRAINED.format(architecture=architecture)
         model = XgboostModel()
-        model.update(own)
+        model.update(matching)
         model.save(path)
-        yield path, len(own), len(by_task(own))
+        yield path, len(matching), len(by_task(matching))

@@ -69,10 +69,10 @@ def _tuples(value: object) -> Any:
 def _workload_classes() -> dict[str, Any]:
     rules()  # including other packages' rules
     import_all("schedules")
-    found: dict[str, Any] = {}
+    classes: dict[str, Any] = {}
     waiting: list[type[Workload]] = [Workload]
     while waiting:
         each = waiting.pop()
         waiting += each.__subclasses__()
-        found[each.__name__] = each
-    return found
+        classes[each.__name__] = each
+    return classes

@@ -63,12 +63,12 @@ def measure_new_machines(paths: Sequence[str | Path], least: int, seeds: int, fo
             yield _row(group, others, seeds, folder)
 
 
-def _row(group: Sequence[Sample], others: Sequence[Sample], seeds: int, folder: Path) -> Row:
+def _row(group: Sequence[Sample], training: Sequence[Sample], seeds: int, folder: Path) -> Row:
     """Return the row of one task; the trained model has learned from other samples."""
     stored = folder / "trained.ubj"
-    wanted = min(sample.seconds or np.inf for sample in group) / _NEAR
+    target_seconds = min(sample.seconds or np.inf for sample in group) / _NEAR
     trained = XgboostModel()
-    trained.update(others)
+    trained.update(training)
     trained.save(stored)
     subject = group[0].subject
     return Row(
@@ -76,11 +76,11 @@ def _row(group: Sequence[Sample], others: Sequence[Sample], seeds: int, folder: 
         subject.rule,
         _sizes(subject.workload),
         len(group),
-        sum((sample.seconds or np.inf) <= wanted for sample in group),
-        _mean(group, wanted, seeds, lambda seed: RandomModel(seed)),
-        _mean(group, wanted, seeds, lambda seed: XgboostModel(seed=seed, start=RandomModel(seed))),
-        _mean(group, wanted, seeds, lambda seed: XgboostModel(seed=seed)),
-        _mean(group, wanted, seeds, lambda seed: XgboostModel(stored, seed=seed)),
+        sum((sample.seconds or np.inf) <= target_seconds for sample in group),
+        _mean(group, target_seconds, seeds, lambda seed: RandomModel(seed)),
+        _mean(group, target_seconds, seeds, lambda seed: XgboostModel(seed=seed, start=RandomModel(seed))),
+        _mean(group, target_seconds, seeds, lambda seed: XgboostModel(seed=seed)),
+        _mean(group, target_seconds, seeds, lambda seed: XgboostModel(stored, seed=seed)),
     )
 
 
@@ -94,18 +94,18 @@ def _mean(group: Sequence[Sample], wanted: float, seeds: int, make: Callable[[in
     return float(np.mean([_trials_until(group, wanted, make(seed), seed) for seed in range(seeds)]))
 
 
-def _trials_until(group: Sequence[Sample], wanted: float, model: CostModel, seed: int) -> int:
+def _trials_until(group: Sequence[Sample], target_seconds: float, model: CostModel, seed: int) -> int:
     """Return the number of configs tried, in batches, until one is fast enough."""
     generator = np.random.default_rng(seed)
-    left, seen = list(group), list[Sample]()
-    while left:
-        scores = model.predict(group[0].subject, [sample.config for sample in left])
-        ranked = [left[i] for i in np.lexsort((generator.random(len(left)), -scores))]
+    remaining, seen = list(group), list[Sample]()
+    while remaining:
+        scores = model.predict(group[0].subject, [sample.config for sample in remaining])
+        ranked = [remaining[i] for i in np.lexsort((generator.random(len(remaining)), -scores))]
         for _ in range(min(FIRST_BATCHES, len(ranked))):
             place = generator.integers(len(ranked)) if generator.random() < _CHANCE else 0
             seen.append(ranked.pop(int(place)))
-            if (seen[-1].seconds or np.inf) <= wanted:
+            if (seen[-1].seconds or np.inf) <= target_seconds:
                 return len(seen)
-        left = ranked
+        remaining = ranked
         model.update(seen)
     return len(seen)

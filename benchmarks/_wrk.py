@@ -37,11 +37,11 @@ def load(port: int, model: str, connections: int, seconds: int, folder: Path) ->
     script.write_text(f"{header}wrk.body = [[{body}]]\n")
     url = f"http://127.0.0.1:{port}/v2/models/{model}/infer"
     command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--latency", "-s", str(script), url]
-    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    if "Non-2xx" in said or "Socket errors" in said:
-        raise RuntimeError(f"requests failed: {said}")
-    per_second = float(_found(r"Requests/sec:\s+([\d.]+)", said)[0])
-    return Load(per_second, _milliseconds(said, 50), _milliseconds(said, 99))
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    if "Non-2xx" in output or "Socket errors" in output:
+        raise RuntimeError(f"requests failed: {output}")
+    per_second = float(_found(r"Requests/sec:\s+([\d.]+)", output)[0])
+    return Load(per_second, _milliseconds(output, 50), _milliseconds(output, 99))
 
 
 def _milliseconds(said: str, share: int) -> float:
@@ -50,7 +50,7 @@ def _milliseconds(said: str, share: int) -> float:
 
 
 def _found(pattern: str, text: str) -> tuple[Any, ...]:
-    found = re.search(pattern, text)
-    if found is None:
+    match = re.search(pattern, text)
+    if match is None:
         raise RuntimeError(f"wrk said: {text}")
-    return found.groups()
+    return match.groups()

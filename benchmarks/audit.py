@@ -70,13 +70,13 @@ def main() -> int:
         try:
             task = task_of(name)
             task = quantized(task) if options.precision == "int8" else task
-            found = _audited(task, options, peak, roofline)
+            audited = _audited(task, options, peak, roofline)
         except (ValueError, TensorwrightError) as error:
             console.print(f"[red]{name}: {error}")
             failed = True
             continue
-        console.print(f"[dim]{name}: {len(found)} to look at")
-        findings += found
+        console.print(f"[dim]{name}: {len(audited)} to look at")
+        findings += audited
     _print(findings, options, console)
     return 1 if failed or any(each.is_plain and each.times_limit > options.times for each in findings) else 0
 
@@ -110,7 +110,7 @@ def _audited(task: Task, options: Any, peak: float, roofline: Roofline) -> list[
         inputs = {name: np.asarray(stored[name], order="C") for name in stored.files}
     measured = profile(module, inputs, threads=options.threads, seconds=options.seconds)
     mine = {entry.kernel for entry in module.manifest.kernels}
-    found = []
+    findings = []
     for kernel in measured.kernels:
         if kernel.name not in mine or kernel.share < options.share:
             continue
@@ -119,8 +119,8 @@ def _audited(task: Task, options: Any, peak: float, roofline: Roofline) -> list[
         limit = max((kernel.operations or 0) / peak, kernel.nbytes / bandwidth)
         finding = Finding(task.name, kernel, limit)
         if finding.is_plain or finding.times_limit > options.times:
-            found.append(finding)
-    return found
+            findings.append(finding)
+    return findings
 
 
 def _print(findings: Sequence[Finding], options: Any, console: Console) -> None:

@@ -67,13 +67,13 @@ def _model(inputs: int, outputs: int, batch: int | str) -> Any:
     def tensor(name: str) -> Any:
         return helper.make_tensor_value_info(name, TensorProto.FLOAT, [batch, _WIDTH])
 
-    given, results = [f"x{n}" for n in range(inputs)], [f"y{n}" for n in range(outputs)]
+    input_names, results = [f"x{n}" for n in range(inputs)], [f"y{n}" for n in range(outputs)]
     weight = np.random.default_rng(0).standard_normal((_WIDTH, _WIDTH)).astype(np.float32)
-    nodes = [helper.make_node("Sum", given, ["sum"]), helper.make_node("MatMul", ["sum", "w"], ["product"])]
+    nodes = [helper.make_node("Sum", input_names, ["sum"]), helper.make_node("MatMul", ["sum", "w"], ["product"])]
     for place, name in enumerate(results):
         nodes.append(helper.make_node(_OPERATORS[place % len(_OPERATORS)], ["product"], [name]))
     initializers = [numpy_helper.from_array(weight, "w")]
-    graph = helper.make_graph(nodes, "net", list(map(tensor, given)), list(map(tensor, results)), initializers)
+    graph = helper.make_graph(nodes, "net", list(map(tensor, input_names)), list(map(tensor, results)), initializers)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
@@ -92,12 +92,12 @@ def _call_of(contestant: str, path: Path) -> Callable[[dict[str, Any]], Any]:
 
 def _measured(call: Callable[[dict[str, Any]], Any], inputs: int) -> float:
     """Return microseconds per call, the minimum of many repeats."""
-    given = {f"x{n}": np.ones((1, _WIDTH), np.float32) for n in range(inputs)}
+    feeds = {f"x{n}": np.ones((1, _WIDTH), np.float32) for n in range(inputs)}
     times = []
     for _ in range(REPEATS):
         start = time.perf_counter()
         for _ in range(CALLS):
-            call(given)
+            call(feeds)
         times.append((time.perf_counter() - start) / CALLS)
     return min(times) * 1e6
 

@@ -107,11 +107,11 @@ def _runner(module: Module, inputs: Inputs) -> Callable[[], object]:
 
 def _accuracy(inputs: Inputs, labels: Array) -> Callable[[Any], float]:
     def evaluate(run: Callable[[Mapping[str, Array]], Mapping[str, Array]]) -> float:
-        found = []
+        predictions = []
         for start in range(0, len(labels), _ROWS):
             part = {name: array[start : start + _ROWS] for name, array in inputs.items()}
-            found.append(next(iter(run(part).values())).argmax(axis=1))
-        return float((np.concatenate(found) == labels).mean())
+            predictions.append(next(iter(run(part).values())).argmax(axis=1))
+        return float((np.concatenate(predictions) == labels).mean())
 
     return evaluate
 
@@ -120,7 +120,7 @@ def _cascade(task: Task, small: str, large: str, costs: Mapping[str, float], eva
     way = f"{small}, then {large}"
     modules = task.modules[small], task.modules[large]
     try:
-        found = calibrate_cascade(*modules, evaluate, costs_ms=(costs[small], costs[large]))
+        calibration = calibrate_cascade(*modules, evaluate, costs_ms=(costs[small], costs[large]))
     except NothingGainedError:
         return Row(task.name, f"{way}: gains nothing", float("nan"), float("nan"), float("nan"))
 
@@ -128,7 +128,7 @@ def _cascade(task: Task, small: str, large: str, costs: Mapping[str, float], eva
         services = [
             ModuleService(module, name, threads=1) for module, name in zip(modules, (small, large), strict=True)
         ]
-        cascade = Cascade(services[0], services[1], found)
+        cascade = Cascade(services[0], services[1], calibration)
         await cascade.start()
         inputs, labels = task.test
         right = large_rows = 0.0
@@ -143,7 +143,7 @@ def _cascade(task: Task, small: str, large: str, costs: Mapping[str, float], eva
 
     right, share = asyncio.run(served())
     cost = costs[small] + share * costs[large]
-    return Row(task.name, way, right, cost, cost / whole, share, found.cost_ms / whole)
+    return Row(task.name, way, right, cost, cost / whole, share, calibration.cost_ms / whole)
 
 
 def digits() -> Task:
@@ -197,7 +197,7 @@ _MAX_PAIRS = 1200
 
 def _docstrings() -> tuple[list[str], list[str]]:
     """Summaries and the rest of the docstrings of public functions and classes, sorted by summary."""
-    found: dict[str, str] = {}
+    documents: dict[str, str] = {}
     for space in (importlib.import_module(name) for name in _SPACES.split(" ")):
         for name in sorted(dir(space)):
             text = getattr(getattr(space, name), "__doc__", None)
@@ -205,8 +205,8 @@ def _docstrings() -> tuple[list[str], list[str]]:
                 summary, _, rest = text.strip().partition("\n\n")
                 words = [word for word in rest.split() if word.strip("-") and word not in _BOILERPLATE]
                 if len(words) >= 40 and 4 <= len(summary.split()) <= 40 and summary[0].isupper():
-                    found.setdefault(" ".join(summary.split()), " ".join(words))
-    unique = {document: query for query, document in found.items()}
+                    documents.setdefault(" ".join(summary.split()), " ".join(words))
+    unique = {document: query for query, document in documents.items()}
     pairs = sorted((query, document) for document, query in unique.items())[:_MAX_PAIRS]
     return [query for query, _ in pairs], [document for _, document in pairs]
 

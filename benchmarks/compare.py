@@ -174,13 +174,13 @@ def _compare(task: Task, options: Any, peak: float, versions: set[str], console:
     if options.operators:
         _print_operators(artifact, task, options.threads, console)
     mine = ours.seconds(options.statistic)
-    others = {peer.label: peer.seconds(options.statistic) for peer in peers}
+    peer_seconds = {peer.label: peer.seconds(options.statistic) for peer in peers}
     rate = task.operations / mine
     return Row(
         task.name,
         mine * 1e3,
-        {label: seconds * 1e3 for label, seconds in others.items()},
-        min(seconds for label, seconds in others.items() if not (bf16 and label == "onnxruntime")) / mine,
+        {label: seconds * 1e3 for label, seconds in peer_seconds.items()},
+        min(seconds for label, seconds in peer_seconds.items() if not (bf16 and label == "onnxruntime")) / mine,
         rate / 1e9,
         rate / peak,
         compile_seconds,

@@ -107,12 +107,12 @@ def _slices(count: int, *, dynamic: bool = False) -> Any:
 
 def _recurrence(count: int, *, dynamic: bool = False) -> Any:
     graph, steps = Graph(dynamic=dynamic), max(count // 5, 1)
-    own, other = graph.weight(WIDTH, WIDTH), graph.weight(WIDTH, WIDTH)
+    state_weight, step_weight = graph.weight(WIDTH, WIDTH), graph.weight(WIDTH, WIDTH)
     state = graph.constant(np.zeros((1, WIDTH), np.float32))
     for place in range(steps):
         step = graph.add("Gather", "x", graph.constant(np.array(place)), axis=0)
-        product = graph.add("MatMul", state, own)
-        state = graph.add("Tanh", graph.add("Add", product, graph.add("MatMul", step, other)))
+        product = graph.add("MatMul", state, state_weight)
+        state = graph.add("Tanh", graph.add("Add", product, graph.add("MatMul", step, step_weight)))
     return graph.model(state, [steps, graph.rows, WIDTH])
 
 
@@ -120,13 +120,13 @@ def _unet(count: int, *, dynamic: bool = False) -> Any:
     """Add U-Nets of four levels, one after another."""
     graph, value = Graph(dynamic=dynamic), "x"
     for _ in range(max(count // 24, 1)):
-        kept = []
+        skips = []
         for _ in range(4):
             value = graph.add("Relu", graph.add("Conv", value, graph.weight(WIDTH, WIDTH, 3, 3), pads=[1] * 4))
-            kept.append(value)
+            skips.append(value)
             value = graph.add("MaxPool", value, kernel_shape=[2, 2], strides=[2, 2])
         scales = graph.constant(np.array([1, 1, 2, 2], np.float32))
-        for skipped in reversed(kept):
+        for skipped in reversed(skips):
             value = graph.add("Concat", graph.add("Resize", value, "", scales, mode="nearest"), skipped, axis=1)
             value = graph.add("Conv", value, graph.weight(WIDTH, 2 * WIDTH, 1, 1))
     return graph.model(value, [graph.rows if dynamic else 1, WIDTH, 16, 16])
@@ -151,18 +151,18 @@ def main() -> None:
     parser.add_argument("--seconds", type=int, default=SECONDS, help="limit of processor seconds per compilation")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--measure", nargs=3, help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.measure:
-        case, count, dynamic = given.measure
+    options = parser.parse_args()
+    if options.measure:
+        case, count, dynamic = options.measure
         print(json.dumps(_measured(case, int(count), dynamic == "dynamic")))
         return
     rows = []
     print(f"{'graph':12} {'sizes':8} {'nodes':>7} {'seconds':>8} {'MiB':>6} {'growth per node':>16}")
-    for case in given.cases or CASES:
+    for case in options.cases or CASES:
         for sizes in ("fixed", "dynamic"):
-            rows += _grown(case, sizes, given.nodes, given.seconds)
-    if given.json:
-        given.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+            rows += _grown(case, sizes, options.nodes, options.seconds)
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
 
 
 def _grown(case: str, sizes: str, counts: list[int], limit: int) -> list[dict[str, Any]]:

@@ -236,10 +236,10 @@ def _session(path: Path, constants: Mapping[str, Array]) -> Run:
     settings.intra_op_num_threads, settings.log_severity_level = 1, 3
     session = onnxruntime.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
-    wanted = {each.name for each in session.get_inputs()}
+    input_names = {each.name for each in session.get_inputs()}
 
     def run(inputs: Mapping[str, Array]) -> Mapping[str, Array]:
-        given = {name: value for name, value in {**inputs, **constants}.items() if name in wanted}
+        given = {name: value for name, value in {**inputs, **constants}.items() if name in input_names}
         return dict(zip(names, session.run(None, given), strict=True))
 
     return run

@@ -54,10 +54,10 @@ def line(name: str, found: Examined) -> str:
 def launch_line(launch: Launch) -> str:
     """A launch as a line of text."""
     words = [f"  {launch.name}: {launch.rule}", f"{launch.threads} threads"]
-    if (taken := launch.resources) is not None:
-        words += [f"{taken.registers} registers", f"{taken.shared} bytes shared"]
-        words += [f"{taken.spill_stores} bytes spilled"] if taken.spill_stores else []
-        words += [f"{taken.stack} bytes of stack"] if taken.stack else []
+    if (resources := launch.resources) is not None:
+        words += [f"{resources.registers} registers", f"{resources.shared} bytes shared"]
+        words += [f"{resources.spill_stores} bytes spilled"] if resources.spill_stores else []
+        words += [f"{resources.stack} bytes of stack"] if resources.stack else []
     words += [f"tiles of {launch.tile}"] if launch.tile else []
     words += [f"{launch.matrix_instructions} matrix instructions"] if launch.matrix_instructions else []
     return ", ".join(words)
@@ -117,14 +117,14 @@ def _examined(names: Sequence[str], target: CudaTarget, options: Any) -> int:
             check_precision(target, options.precision)
             source, keywords = _quantized(name) if options.int8 else source_arguments(CATALOG[name])
             keywords |= {"precision": options.precision, "machine_code": not options.no_nvcc}
-            found = examine(source, target, **keywords)
+            examined = examine(source, target, **keywords)
         except TensorwrightError as error:
             failed = True
             print(f"| {name} | failed: {error.message[:300]} |", flush=True)
             continue
-        print(line(name, found), flush=True)
+        print(line(name, examined), flush=True)
         if options.kernels:
-            print("\n".join(map(launch_line, found.launches)), flush=True)
+            print("\n".join(map(launch_line, examined.launches)), flush=True)
     return int(failed)
 
 

@@ -106,26 +106,24 @@ def main() -> int:
         results["SGEMM_CUDA, RTX A6000"] = _summary(list(_sgemm(options.sgemm / "src" / "kernels")))
     if options.gemm:
         results["CUDA-GEMM-Optimization, RTX 3090"] = _summary(list(_gemm(options.gemm)))
-    for name, found in results.items():
-        print(
-            f"{name}: {found['in_order']} of {found['pairs']} pairs in order; modelled over published: {found['ratio']}"
-        )
-        for each in found["kernels"]:
-            print(f"  {each['kernel']:72s} {each['published']:9.1f} {each['modelled']:9.1f}")
+    for name, each in results.items():
+        print(f"{name}: {each['in_order']} of {each['pairs']} pairs in order; modelled over published: {each['ratio']}")
+        for kernel in each["kernels"]:
+            print(f"  {kernel['kernel']:72s} {kernel['published']:9.1f} {kernel['modelled']:9.1f}")
     if options.output:
         write_atomically(options.output, [json.dumps(results, indent=1).encode() + b"\n"])
     return 0
 
 
 def _sgemm(folder: Path) -> Iterator[Compared]:
-    for each in _SGEMM:
-        text = (folder / f"{each.source}.cuh").read_text(encoding="utf-8").replace(_CUBLAS, "")
-        if each.instance:
+    for published in _SGEMM:
+        text = (folder / f"{published.source}.cuh").read_text(encoding="utf-8").replace(_CUBLAS, "")
+        if published.instance:
             signature = re.search(r"__global__ void[^{]*", text)
             matrices = _ARGUMENTS["const float" not in (signature[0] if signature else "")]
             arguments = f"int, int, int, float, {matrices}, float, float*"
-            text += f"\ntemplate __global__ void {each.kernel}<{each.instance}>({arguments});\n"
-        yield _compared(each, text, _A6000, range(3))
+            text += f"\ntemplate __global__ void {published.kernel}<{published.instance}>({arguments});\n"
+        yield _compared(published, text, _A6000, range(3))
 
 
 def _gemm(folder: Path) -> Iterator[Compared]:
@@ -151,29 +149,29 @@ def _with_headers(text: str, headers: dict[str, str]) -> str:
     return _INCLUDE.sub(content, text)
 
 
-def _compared(each: Published, text: str, device: Device, sizes: range | tuple[int, ...]) -> Compared:
+def _compared(published: Published, text: str, device: Device, sizes: range | tuple[int, ...]) -> Compared:
     code, resources = find_nvcc().assembled(text, device.compute_capability)
-    kernel = next(found for found in program.parse(code) if each.kernel in found.name)
-    (taken,) = [found for found in resources if found.kernel == kernel.name]
+    kernel = next(candidate for candidate in program.parse(code) if published.kernel in candidate.name)
+    (used,) = [candidate for candidate in resources if candidate.kernel == kernel.name]
     scalars = {name: _SIZE for place, (_, name) in enumerate(kernel.parameters) if place in sizes}
-    launch = Launch((*each.block, 1), (*each.grid, 1), scalars)
-    found = estimate_launch(kernel, taken, launch, device, 3 * 4 * _SIZE**2)
-    return Compared(each.source, each.speed, 2e-9 * _SIZE**3 / found.seconds)
+    launch = Launch((*published.block, 1), (*published.grid, 1), scalars)
+    estimate = estimate_launch(kernel, used, launch, device, 3 * 4 * _SIZE**2)
+    return Compared(published.source, published.speed, 2e-9 * _SIZE**3 / estimate.seconds)
 
 
-def _summary(found: list[Compared]) -> dict[str, Any]:
+def _summary(kernels: list[Compared]) -> dict[str, Any]:
     # Equal estimates do not count as in order.
     pairs = [
         (one.published - other.published) * (one.modelled - other.modelled) > 0
-        for one, other in combinations(found, 2)
+        for one, other in combinations(kernels, 2)
         if max(one.published, other.published) > _APART * min(one.published, other.published)
     ]
-    ratios = [each.modelled / each.published for each in found]
+    ratios = [each.modelled / each.published for each in kernels]
     return {
         "pairs": len(pairs),
         "in_order": sum(pairs),
         "ratio": f"{min(ratios):.2f} to {max(ratios):.2f}, median {statistics.median(ratios):.2f}",
-        "kernels": [asdict(each) for each in found],
+        "kernels": [asdict(each) for each in kernels],
     }
 
 

@@ -150,10 +150,10 @@ def accuracy(data: Digits, name: str = "image", batch: int = 50) -> Callable[[An
     images, labels = data.test
 
     def evaluate(run: Callable[[Mapping[str, Array]], Mapping[str, Array]]) -> float:
-        found = [
+        predictions = [
             next(iter(run({name: images[start : start + batch]}).values())).argmax(1)
             for start in range(0, len(labels), batch)
         ]
-        return float((np.concatenate(found) == labels).mean())
+        return float((np.concatenate(predictions) == labels).mean())
 
     return evaluate

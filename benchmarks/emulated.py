@@ -99,10 +99,10 @@ def count_instructions(artifact: Artifact, target: targets.Target, inputs: dict[
     """Return the instructions of one run on one thread, without loading."""
     emulated = EmulatedModule(artifact, target)
     with tempfile.TemporaryDirectory(prefix="tensorwright-") as folder:
-        given = emulated.write_inputs(inputs, Path(folder))
+        inputs_path = emulated.write_inputs(inputs, Path(folder))
         totals = []
         for runs in (0, 1):
-            options = ["--inputs", str(given)] + (["--runs", str(runs)] if runs else [])
+            options = ["--inputs", str(inputs_path)] + (["--runs", str(runs)] if runs else [])
             command = emulated.command(["-plugin", str(plugin), "-d", "plugin"], options)
             done = subprocess.run(command, capture_output=True, text=True, check=True, env=emulated.environment(1))
             found = re.search(r"total insns: (\d+)", done.stderr + done.stdout)

@@ -65,12 +65,12 @@ def _prepared(model: ImportedModel, target: EthosU, naive: bool, until: str) -> 
 
 def _decomposed(mod: tvm.IRModule, context: PipelineContext) -> tvm.IRModule:
     """Replace the passes: split batch normalizations into four operators, and evaluate constants."""
-    for each in (
+    for step in (
         relax.transform.DecomposeOpsForInference(),
         relax.transform.FoldConstant(),
         relax.transform.Normalize(),
     ):
-        mod = each(mod)
+        mod = step(mod)
     return mod
 
 

@@ -92,10 +92,10 @@ class Contestant:
         assert self.process.stdin is not None
         self.process.stdin.write(json.dumps({"tokens": tokens, "count": _STEPS}) + "\n")
         self.process.stdin.flush()
-        found, size = self._answer(), len(tokens)
-        self.prompt[size] = min(self.prompt.get(size, np.inf), found["prompt"])
-        self.decode[size] = min(self.decode.get(size, np.inf), found["decode"] / _STEPS)
-        self.peak_bytes = found["peak_bytes"]
+        answer, size = self._answer(), len(tokens)
+        self.prompt[size] = min(self.prompt.get(size, np.inf), answer["prompt"])
+        self.decode[size] = min(self.decode.get(size, np.inf), answer["decode"] / _STEPS)
+        self.peak_bytes = answer["peak_bytes"]
 
     def _answer(self) -> dict[str, Any]:
         assert self.process is not None
@@ -176,14 +176,14 @@ def table_of(found: dict[str, Any]) -> str:
         "peak, MB",
     ]
     rows = []
-    for each in found["engines"]:
-        decode = [each["decode_s"][size] for size in sorted(each["decode_s"], key=int)]
-        prompt = [int(size) / seconds for size, seconds in each["prompt_s"].items() if int(size) > 16]
-        limit = found["read_bytes_s"] / each["weight_bytes"]
-        cells = [each["engine"], each["model"], f"{each['weight_bytes'] / 1e6:.0f}"]
+    for engine in found["engines"]:
+        decode = [engine["decode_s"][size] for size in sorted(engine["decode_s"], key=int)]
+        prompt = [int(size) / seconds for size, seconds in engine["prompt_s"].items() if int(size) > 16]
+        limit = found["read_bytes_s"] / engine["weight_bytes"]
+        cells = [engine["engine"], engine["model"], f"{engine['weight_bytes'] / 1e6:.0f}"]
         cells += [*(f"{1 / seconds:.1f}" for seconds in decode), *(f"{number:.0f}" for number in prompt)]
         cells += [f"{1 / decode[0] / limit:.0%}", f"{1 - decode[0] / decode[-1]:.0%}"]
-        cells += [f"{each['first_token_s']:.2f}", f"{each['peak_bytes'] / 1e6:.0f}"]
+        cells += [f"{engine['first_token_s']:.2f}", f"{engine['peak_bytes'] / 1e6:.0f}"]
         rows.append(cells)
     lines = [head, ["---"] * 2 + ["---:"] * (len(head) - 2), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -231,12 +231,12 @@ def main() -> None:
     vocabulary = json.loads(read_artifact(ours).assets[DESCRIPTION_ASSET].tobytes())["vocabulary"]
     with bytecode:
         read = race(contestants, options.contexts, options.rounds, vocabulary, options.threads, ours)
-    found = {"read_bytes_s": read, "threads": options.threads, "engines": [each.row() for each in contestants]}
-    found = json.loads(json.dumps(found))
+    results = {"read_bytes_s": read, "threads": options.threads, "engines": [each.row() for each in contestants]}
+    results = json.loads(json.dumps(results))
     Console().print(f"a plain read gives {read / 1e9:.1f} GB/s")
-    print(table_of(found))
+    print(table_of(results))
     if options.output is not None:
-        options.output.write_text(json.dumps(found, indent=2) + "\n")
+        options.output.write_text(json.dumps(results, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -66,7 +66,7 @@ def rotated(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     width = table.shape[1]
     turn, _ = np.linalg.qr(np.random.default_rng(0).standard_normal((width, width)))
     head = tensors.get("output.weight", table)
-    found = {
+    result = {
         "token_embd.weight": table @ turn,
         "output.weight": (head * tensors["output_norm.weight"]) @ turn,
         "output_norm.weight": np.ones(width),
@@ -74,14 +74,14 @@ def rotated(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     layers = sorted({name.split(".")[1] for name in tensors if name.startswith("blk.")}, key=int)
     for block in (f"blk.{layer}." for layer in layers):
         for norm, names in _READERS.items():
-            found[f"{block}{norm}.weight"] = np.ones(width)
+            result[f"{block}{norm}.weight"] = np.ones(width)
             for name in names:
-                found[f"{block}{name}.weight"] = (
+                result[f"{block}{name}.weight"] = (
                     tensors[f"{block}{name}.weight"] * tensors[f"{block}{norm}.weight"]
                 ) @ turn
         for name in _WRITERS:
-            found[f"{block}{name}.weight"] = turn.T @ tensors[f"{block}{name}.weight"]
-    return found
+            result[f"{block}{name}.weight"] = turn.T @ tensors[f"{block}{name}.weight"]
+    return result
 
 
 def main() -> None:
@@ -93,14 +93,14 @@ def main() -> None:
     parser.add_argument("--types", nargs="+", default=["BF16", "F16", "Q8_0", "Q4_0", "Q4_1", "Q4_K_M"])
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
-    whole = options.folder / "F32.gguf"
-    quantize(options.source, whole, "F32")
+    f32_path = options.folder / "F32.gguf"
+    quantize(options.source, f32_path, "F32")
     if options.rotate:
-        plain = whole.rename(options.folder / "plain.gguf")
-        rotate(plain, whole)
+        plain = f32_path.rename(options.folder / "plain.gguf")
+        rotate(plain, f32_path)
         plain.unlink()
     for kind in options.types:
-        quantize(whole, options.folder / f"{kind}.gguf", kind)
+        quantize(f32_path, options.folder / f"{kind}.gguf", kind)
 
 
 if __name__ == "__main__":

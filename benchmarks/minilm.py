@@ -93,12 +93,12 @@ def load_minilm(folder: Path) -> MiniLM:
     """Load the trained model in evaluation mode from a folder with config.json and model.safetensors."""
     model = MiniLM(json.loads((folder / "config.json").read_text(encoding="utf-8")))
     stored = load_file(folder / "model.safetensors")
-    own: dict[str, torch.Tensor] = {}
+    state: dict[str, torch.Tensor] = {}
     for name in model.state_dict():
         published = name
         if name.startswith("layers."):
             _, number, module, kind = name.split(".")
             published = f"encoder.layer.{number}.{_NAMES[module]}.{kind}"
-        own[name] = stored[published]
-    model.load_state_dict(own)
+        state[name] = stored[published]
+    model.load_state_dict(state)
     return model.eval()

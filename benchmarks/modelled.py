@@ -49,41 +49,41 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, metavar="TOKENS", help="prompt of a language model, with an empty cache")
     parser.add_argument("--without-tiles", action="store_true", help="the same processor using only vectors")
     parser.add_argument("--kernels", action="store_true", help="one row per kernel")
-    given = parser.parse_args()
-    target = targets.get(given.target)
-    if given.without_tiles:
+    arguments = parser.parse_args()
+    target = targets.get(arguments.target)
+    if arguments.without_tiles:
         assert isinstance(target, X86Target)
         features = frozenset(each for each in target.machine.features if not each.startswith("amx"))
         target = replace(target, machine=target.machine.model_copy(update={"features": features}))
-    table = Table(title=f"{target.name}, {target.machine.cores} cores, {given.precision}")
+    table = Table(title=f"{target.name}, {target.machine.cores} cores, {arguments.precision}")
     for name in ("net", "modelled ms", "of it in tiles", "share of the unit's peak there", "OpenVINO ms", "ratio"):
         table.add_column(name)
-    alone = given.batch is None and given.prompt is None and given.target == _MEASURED_TARGET
-    peers = json.loads(_MEASURED.read_text(encoding="utf-8")).get(given.precision, {}) if alone else {}
+    alone = arguments.batch is None and arguments.prompt is None and arguments.target == _MEASURED_TARGET
+    peers = json.loads(_MEASURED.read_text(encoding="utf-8")).get(arguments.precision, {}) if alone else {}
     ratios = []
-    for name in given.nets:
-        mod, precision = _module(name, given)
+    for name in arguments.nets:
+        mod, precision = _module(name, arguments)
         clock = PredictedClock(target, precision)
         [times] = clock([mod])
         ours = 1e3 * sum(each.seconds for each in times) / target.machine.cores
         behind = [f"{peers[name]:.2f}", f"{peers[name] / ours:.2f}"] if name in peers else []
         ratios += [peers[name] / ours] if name in peers else []
         table.add_row(name, *_summary(times, target.machine.cores), *behind)
-        for kernel, calls in _by_kernel(times) if given.kernels else ():
+        for kernel, calls in _by_kernel(times) if arguments.kernels else ():
             table.add_row(f"  {len(calls)} {kernel}", *_summary(calls, target.machine.cores))
     table.caption = f"geometric mean of the ratios {geometric_mean(ratios):.2f}" if ratios else None
     Console().print(table)
 
 
-def _module(name: str, given: argparse.Namespace) -> tuple[IRModule, str]:
+def _module(name: str, arguments: argparse.Namespace) -> tuple[IRModule, str]:
     """A network or prompt to model, and the precision to compile it in."""
-    if given.prompt is not None:
-        options = LanguageModelOptions(given.precision)
-        return prompt_of(import_language_model(Path(name), options), given.prompt), "float32"
-    task = task_of(name) if given.batch is None else batched(name, given.batch)
-    is_int8 = given.precision == "int8"
+    if arguments.prompt is not None:
+        options = LanguageModelOptions(arguments.precision)
+        return prompt_of(import_language_model(Path(name), options), arguments.prompt), "float32"
+    task = task_of(name) if arguments.batch is None else batched(name, arguments.batch)
+    is_int8 = arguments.precision == "int8"
     model = import_model(str((quantized(task) if is_int8 else task).path), shapes=task.shapes)
-    return model.mod, "float32" if is_int8 else given.precision
+    return model.mod, "float32" if is_int8 else arguments.precision
 
 
 def prompt_of(model: ImportedModel, tokens: int) -> IRModule:
@@ -97,10 +97,10 @@ def prompt_of(model: ImportedModel, tokens: int) -> IRModule:
 
 def _by_kernel(times: list[KernelTime]) -> list[tuple[str, list[KernelTime]]]:
     """Calls grouped by kernel, longest first."""
-    found: dict[str, list[KernelTime]] = {}
+    by_kernel: dict[str, list[KernelTime]] = {}
     for each in times:
-        found.setdefault(each.name, []).append(each)
-    return sorted(found.items(), key=lambda entry: -sum(each.seconds for each in entry[1]))
+        by_kernel.setdefault(each.name, []).append(each)
+    return sorted(by_kernel.items(), key=lambda entry: -sum(each.seconds for each in entry[1]))
 
 
 def _summary(times: list[KernelTime], cores: int) -> tuple[str, str, str]:

@@ -123,12 +123,12 @@ def _options(model: CatalogModel, sample: Mapping[str, Array]) -> dict[str, Any]
     return {"example_inputs": tuple(torch.from_numpy(value) for value in sample.values())}
 
 
-def _signal_to_noise(wanted: Mapping[str, Array], found: Mapping[str, Array]) -> float:
+def _signal_to_noise(expected: Mapping[str, Array], actual: Mapping[str, Array]) -> float:
     """Return the signal-to-noise ratio of all float outputs together, in decibels."""
     totals = np.zeros(2)
-    for name, value in wanted.items():
+    for name, value in expected.items():
         if value.dtype.kind == "f":
-            totals += noise_ratio(found[name], value)
+            totals += noise_ratio(actual[name], value)
     return decibels(float(totals[0]), float(totals[1]))
 
 

@@ -80,12 +80,12 @@ def main() -> int:
 
 
 def _nets() -> dict[str, Callable[[], dict[str, Error]]]:
-    found: dict[str, Callable[[], dict[str, Error]]] = {}
+    cases: dict[str, Callable[[], dict[str, Error]]] = {}
     for kind, depth, channels in CHAINS:
-        found[f"chain {kind}, {depth} of {channels} channels"] = partial(_of_chain, kind, depth, channels)
+        cases[f"chain {kind}, {depth} of {channels} channels"] = partial(_of_chain, kind, depth, channels)
     torch_nets = (name for name, model in CATALOG.items() if model.reference == "torch")
-    found.update((name, partial(_of_catalog, name)) for name in torch_nets)
-    return found
+    cases.update((name, partial(_of_catalog, name)) for name in torch_nets)
+    return cases
 
 
 def _of_catalog(name: str) -> dict[str, Error]:
@@ -132,12 +132,12 @@ def _errors(path: Path, inputs: dict[str, Any], expected: Array) -> dict[str, Er
     """Return the error of the first output of each contestant, in float32."""
     shapes = {name: array.shape for name, array in inputs.items()}
     module = compiler.compile(path, shapes=shapes, threads=_THREADS, progress=None)
-    found = {"tensorwright": next(iter(module.run(inputs).values()))}
+    outputs = {"tensorwright": next(iter(module.run(inputs).values()))}
     for peer in _PEERS:
         run, _ = CONTESTANTS[peer](str(path), [inputs], _THREADS, "f32")
         results = run(0)
-        found[peer] = np.asarray(next(iter(results.values())) if isinstance(results, dict) else next(iter(results)))
-    return {name: Error.of(result, expected) for name, result in found.items()}
+        outputs[peer] = np.asarray(next(iter(results.values())) if isinstance(results, dict) else next(iter(results)))
+    return {name: Error.of(result, expected) for name, result in outputs.items()}
 
 
 if __name__ == "__main__":

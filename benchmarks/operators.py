@@ -192,7 +192,7 @@ def _measured(name: str, case: Case) -> Row:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(model.SerializeToString(), options)
-    found, expected = list(module.run(inputs).values()), session.run(None, inputs)
+    outputs, expected = list(module.run(inputs).values()), session.run(None, inputs)
     calls = [lambda: module.run(inputs), lambda: session.run(None, inputs)]
     counts = [_calls_in_a_turn(call) for call in calls]
     best = [math.inf, math.inf]
@@ -200,7 +200,7 @@ def _measured(name: str, case: Case) -> Row:
         for place, (call, count) in enumerate(zip(calls, counts, strict=True)):
             best[place] = min(best[place], _seconds(call, count) / count)
     ours, other = (1e6 * each for each in best)
-    return Row(name, ours, other, other / ours, max(map(_difference, found, expected)))
+    return Row(name, ours, other, other / ours, max(map(_difference, outputs, expected)))
 
 
 def _calls_in_a_turn(call: Callable[[], Any]) -> int:
@@ -215,12 +215,12 @@ def _seconds(call: Callable[[], Any], count: int) -> float:
     return time.thread_time() - start
 
 
-def _difference(found: Array, expected: Array) -> float:
-    if found.shape != expected.shape:
+def _difference(actual: Array, expected: Array) -> float:
+    if actual.shape != expected.shape:
         return math.inf
-    if not found.size:
+    if not actual.size:
         return 0.0
-    return float(np.abs(found - expected).max() / max(float(np.abs(expected).max()), 1e-30))
+    return float(np.abs(actual - expected).max() / max(float(np.abs(expected).max()), 1e-30))
 
 
 if __name__ == "__main__":

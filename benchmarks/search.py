@@ -51,12 +51,12 @@ def load_patches() -> Digits:
                 top = int(random.integers(grey.shape[0] - _SIZE))
                 left = int(random.integers(first, last - _SIZE))
                 parts[part].append((grey[top : top + _SIZE, left : left + _SIZE][None], label))
-    found = []
+    datasets = []
     for part in ("train", "test"):
         order = random.permutation(len(parts[part]))
         images = np.stack([parts[part][index][0] for index in order])
-        found.append((images, np.array([parts[part][index][1] for index in order], np.int64)))
-    return Digits(found[0], found[0], found[1])
+        datasets.append((images, np.array([parts[part][index][1] for index in order], np.int64)))
+    return Digits(datasets[0], datasets[0], datasets[1])
 
 
 def load_mnist() -> Digits:
@@ -196,10 +196,10 @@ def trained_as_long(result: SearchResult, data: Digits, path: Path | None) -> di
     model = finisher.trained({knob.name: knob.options[-1] for knob in finisher.net.knobs})
     module = finisher.job.compile(model)
     assert finisher.job.evaluate is not None
-    found = {"score": float(finisher.job.evaluate(module.run)), "held_out": held_out_score(model, data)}
+    scores = {"score": float(finisher.job.evaluate(module.run)), "held_out": held_out_score(model, data)}
     if path is not None:
-        path.write_text(json.dumps(found))
-    return found
+        path.write_text(json.dumps(scores))
+    return scores
 
 
 def kept(folder: Path | None, name: str, measure: Callable[[], float]) -> float:
@@ -248,11 +248,11 @@ def uniformly_pruned(
     finisher = result._finisher
     cells = finisher.net.skeleton({}).graph.cells  # type: ignore[union-attr]
     knobs = [knob for knob in finisher.net.knobs if knob.kind in ("channels", "expansion", "heads")]
-    whole = {knob.name: precision if knob.kind == "precision" else knob.options[-1] for knob in finisher.net.knobs}
+    unpruned = {knob.name: precision if knob.kind == "precision" else knob.options[-1] for knob in finisher.net.knobs}
 
     def evenly(share: float) -> dict[str, Any]:
         kept = {knob.name: max(1, round(share * len(cells[knob.name.split(" ", 1)[1]].units))) for knob in knobs}
-        return {**whole, **kept}
+        return {**unpruned, **kept}
 
     low, high = 0, len(_SHARES)  # smaller fractions cost less: take the first within the limit
     while low < high:
@@ -330,10 +330,10 @@ def margins(row: Mapping[str, Any]) -> list[float]:
     """Return the score of the chosen net minus that of the better uniformly pruned net; then the same on held-out
     images, if there are any."""
     uniform = [which for which in ("uniform", "uniform_int8") if which in row]
-    found = [row["chosen"]["score"] - max(row[which]["score"] for which in uniform)]
+    gains = [row["chosen"]["score"] - max(row[which]["score"] for which in uniform)]
     if held_out := row.get("held_out"):
-        found.append(held_out["chosen"] - max(held_out[which] for which in uniform))
-    return found
+        gains.append(held_out["chosen"] - max(held_out[which] for which in uniform))
+    return gains
 
 
 def _margin_text(row: Mapping[str, Any]) -> str:

@@ -65,16 +65,16 @@ def main() -> None:
     if shutil.which("wrk") is None:
         sys.exit("needs wrk: apt-get install wrk")
     build(options.folder)
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     if options.only and options.json and options.json.exists():
-        found = json.loads(options.json.read_text())
+        results = json.loads(options.json.read_text())
     parts = [options.only] if options.only else list(_PARTS)
     for part in parts:
-        found |= _PARTS[part](options, found)
-    _print(found)
-    print_summary(found)
+        results |= _PARTS[part](options, results)
+    _print(results)
+    print_summary(results)
     if options.json:
-        options.json.write_text(json.dumps(found, indent=1) + "\n")
+        options.json.write_text(json.dumps(results, indent=1) + "\n")
 
 
 def _contestant(**given: object) -> dict[str, float]:
@@ -88,14 +88,14 @@ def _throughput(options: argparse.Namespace, found: Mapping[str, Any]) -> dict[s
     """Measure requests per second by model and contestant, one number per round."""
     folder, seconds = options.folder, options.seconds
     rounds: dict[str, dict[str, list[float]]] = {model: {} for model, _ in CELLS}
-    with TemporaryDirectory() as made:
-        servers = {**_own_servers(folder, options.ray_python), **triton_contestants(folder, Path(made))}
+    with TemporaryDirectory() as scratch:
+        servers = {**_own_servers(folder, options.ray_python), **triton_contestants(folder, Path(scratch))}
         for _ in range(options.rounds):
             for name, server in servers.items():
                 with server() as port:
                     for model, connections in CELLS:
-                        load(port, model, connections, 1, Path(made))
-                        result = load(port, model, connections, seconds, Path(made)).per_second
+                        load(port, model, connections, 1, Path(scratch))
+                        result = load(port, model, connections, seconds, Path(scratch)).per_second
                         rounds[model].setdefault(name, []).append(result)
             for kind in _IN_PROCESS:
                 for model, connections in CELLS:
@@ -122,10 +122,10 @@ def _own_servers(folder: Path, ray_python: Path | None) -> Servers:
             yield port
 
     cores = usable_cores()
-    own: Servers = {
+    servers: Servers = {
         f"ours over HTTP, {count} worker{'s' * (count > 1)}": partial(served, count) for count in {1, cores}
     }
-    return own if ray_python is None else {**own, "ours on Ray Serve": on_ray}
+    return servers if ray_python is None else {**servers, "ours on Ray Serve": on_ray}
 
 
 @contextmanager
@@ -172,16 +172,16 @@ def _open_loops(options: argparse.Namespace, found: Mapping[str, Any]) -> dict[s
     return {"at_80_percent": at_80, "overload": max(overload, key=lambda each: each["within"])}
 
 
-def _at_80_percent(rounds: int, given: Mapping[str, Any]) -> dict[str, Any]:
+def _at_80_percent(rounds: int, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the best round of each, and the ratios of the 99th percentiles in all rounds."""
     alike: dict[str, list[dict[str, float]]] = {"batched": [], "first in first out": []}
     for _ in range(rounds):
         for name, results in alike.items():
-            results.append(_contestant(kind="open", batched=name == "batched", **given))
+            results.append(_contestant(kind="open", batched=name == "batched", **settings))
     pairs = zip(*alike.values(), strict=True)
     ratios = sorted(batched["p99"] / alone["p99"] for batched, alone in pairs)
     best = {name: min(results, key=_p99) for name, results in alike.items()}
-    return {"rate": given["rate"], "p99_ratios": ratios, **best}
+    return {"rate": settings["rate"], "p99_ratios": ratios, **best}
 
 
 def _minute(options: argparse.Namespace, found: Mapping[str, Any]) -> dict[str, Any]:
@@ -216,15 +216,15 @@ def _p99(found: dict[str, float]) -> float:
     return found["p99"]
 
 
-def _print(found: Mapping[str, Any]) -> None:
-    for model, connections in CELLS if "throughput" in found else ():
-        _print_throughput(f"{model}, {connections} connections", found["throughput"][model])
-    if "at_80_percent" in found:
+def _print(results: Mapping[str, Any]) -> None:
+    for model, connections in CELLS if "throughput" in results else ():
+        _print_throughput(f"{model}, {connections} connections", results["throughput"][model])
+    if "at_80_percent" in results:
         for model, _ in OPEN_CELLS:
-            _print_at_80_percent(model, found["at_80_percent"][model])
-        _print_overload(found["overload"])
-    if "ready_seconds" in found:
-        print(f"\nready after {found['ready_seconds']:.2f} s (MiniLM)")
+            _print_at_80_percent(model, results["at_80_percent"][model])
+        _print_overload(results["overload"])
+    if "ready_seconds" in results:
+        print(f"\nready after {results['ready_seconds']:.2f} s (MiniLM)")
 
 
 def _print_throughput(title: str, contestants: Mapping[str, list[float]]) -> None:

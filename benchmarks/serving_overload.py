@@ -36,18 +36,18 @@ def main() -> None:
     build(options.folder)
     with TemporaryDirectory() as made, embedded(options.folder) as (port, process):
         capacity = load(port, "minilm", 8, 5, Path(made)).per_second
-        before = _memory_mb(process)
+        start_mb = _memory_mb(process)
         client = _Client(port)
         asyncio.run(client.run(options.times * capacity, options.seconds))
-        found = {
+        results = {
             "capacity": capacity,
             "seconds": options.seconds,
             **client.found(),
-            "memory_mb": [before, _memory_mb(process)],
+            "memory_mb": [start_mb, _memory_mb(process)],
         }
-    print(json.dumps(found, indent=1))
+    print(json.dumps(results, indent=1))
     if options.json:
-        options.json.write_text(json.dumps(found, indent=1) + "\n")
+        options.json.write_text(json.dumps(results, indent=1) + "\n")
 
 
 def _memory_mb(supervisor: int) -> float:

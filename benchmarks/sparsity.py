@@ -129,17 +129,17 @@ def _patterns(layer: Layer, options: argparse.Namespace) -> list[tuple[str, floa
     return [*blocks, *((each, 0.0) for each in groups)]
 
 
-def _pruned(whole: torch.Tensor, pattern: str, share: float) -> torch.Tensor:
+def _pruned(dense: torch.Tensor, pattern: str, share: float) -> torch.Tensor:
     """Set the smallest elements of the weight to zero."""
     if pattern == "blocks" and not share:
-        return whole
+        return dense
     lanes = targets.get("host").machine.lanes("float32")
     kind = parse_pattern(f"{lanes}x1" if pattern == "blocks" else pattern)
-    flat: Array = whole.numpy().reshape(len(whole), whole.shape[1], -1).swapaxes(1, 2)
-    matrix = flat.reshape(len(whole), -1)
+    flat: Array = dense.numpy().reshape(len(dense), dense.shape[1], -1).swapaxes(1, 2)
+    matrix = flat.reshape(len(dense), -1)
     kept = masks(kind, [matrix.astype(np.float64) ** 2], share or 1.0, "layer")[0]
     cut = np.where(kept, matrix, np.float32(0)).reshape(flat.shape).swapaxes(1, 2)
-    return torch.from_numpy(np.ascontiguousarray(cut.reshape(whole.shape)))
+    return torch.from_numpy(np.ascontiguousarray(cut.reshape(dense.shape)))
 
 
 def _compiled(layer: Layer) -> Any:

@@ -56,12 +56,12 @@ def main() -> None:
     if installed is None or shutil.which("wrk") is None:
         sys.exit("needs tests/system/install_triton.sh and wrk (apt-get install wrk)")
     build(options.folder)
-    with TemporaryDirectory() as made:
+    with TemporaryDirectory() as scratch:
         served = {
-            "ours": _ours(installed, options.folder, Path(made) / "ours"),
-            "onnxruntime": _onnx_runtime(installed, options.folder, Path(made) / "onnxruntime"),
+            "ours": _ours(installed, options.folder, Path(scratch) / "ours"),
+            "onnxruntime": _onnx_runtime(installed, options.folder, Path(scratch) / "onnxruntime"),
         }
-        cells = _measured(installed, served, Path(made))
+        cells = _measured(installed, served, Path(scratch))
     print(f"{'server':12} {'model':8} {'connections':>11} {'requests/s':>10} {'p50 ms':>8} {'p99 ms':>8}")
     for cell in cells:
         times = f"{cell.per_second:10.0f} {cell.p50:8.2f} {cell.p99:8.2f}"
@@ -114,21 +114,21 @@ def triton_contestants(models: Path, made: Path) -> dict[str, Callable[[], Abstr
     if installed is None:
         return {}
     ours = _ours(installed, models, made / "ours")
-    others = _onnx_runtime(installed, models, made / "onnxruntime")
+    onnxruntime_models = _onnx_runtime(installed, models, made / "onnxruntime")
     return {
         "Triton with our backend": lambda: _serving(installed, ours),
-        "Triton with ONNX Runtime": lambda: _serving(installed, others),
+        "Triton with ONNX Runtime": lambda: _serving(installed, onnxruntime_models),
     }
 
 
-def _measured(installed: Installation, served: dict[str, Path], made: Path) -> list[Cell]:
+def _measured(installed: Installation, served: dict[str, Path], scratch: Path) -> list[Cell]:
     cells = [Cell(server, model, count) for model in MODELS for count in CONNECTIONS for server in served]
     for _ in range(ROUNDS):
         for server, folder in served.items():
             with _serving(installed, folder) as http:
                 for cell in cells:
                     if cell.server == server:
-                        _keep_best(cell, load(http, cell.model, cell.connections, SECONDS, made))
+                        _keep_best(cell, load(http, cell.model, cell.connections, SECONDS, scratch))
     return cells
 
 

@@ -93,10 +93,10 @@ def _parser() -> argparse.ArgumentParser:
     collect.add_argument("--tasks", type=int, default=16, help="how many: the largest of each kind")
     collect.add_argument("--measure", default="auto", choices=("auto", "timed", "modelled"))
     collect.add_argument("--seed", type=int, default=0)
-    for each in (rate, quality, metaschedule, collect):
-        each.add_argument("models", nargs="+")
-        each.add_argument("--target", default="host")
-        each.add_argument("--timing", default="auto", choices=("auto", "parallel", "serial"))
+    for command in (rate, quality, metaschedule, collect):
+        command.add_argument("models", nargs="+")
+        command.add_argument("--target", default="host")
+        command.add_argument("--timing", default="auto", choices=("auto", "parallel", "serial"))
     rate.add_argument("--seconds", type=float, default=60.0)
     metaschedule.add_argument("--seconds", type=float, default=600.0, help="for each tuner and model")
     metaschedule.add_argument(
@@ -120,12 +120,12 @@ def _parser() -> argparse.ArgumentParser:
     modelled.add_argument("--tasks", type=int, default=15, help="number of tasks, round-robin by kind")
     modelled.add_argument("--configs", type=int, default=24, help="of a task")
     modelled.add_argument("--records", default=_TRAINING, nargs="+", help="record files or folders")
-    for each in (modelled, ranking, transfer):
-        each.add_argument("--json", type=Path, help="write the table there")
-    for each in (quality, collect):
-        each.add_argument("--records", required=True, help="a record file or folder")
-    for each in (ranking, transfer, pretrain):
-        each.add_argument("--records", default=_TRAINING, nargs="+", help="record files or folders")
+    for command in (modelled, ranking, transfer):
+        command.add_argument("--json", type=Path, help="write the table there")
+    for command in (quality, collect):
+        command.add_argument("--records", required=True, help="a record file or folder")
+    for command in (ranking, transfer, pretrain):
+        command.add_argument("--records", default=_TRAINING, nargs="+", help="record files or folders")
     pretrain.add_argument("--output", required=True, help="a folder")
     return parser
 
@@ -151,10 +151,10 @@ def _rate(options: Any, console: Console) -> None:
                 timing=options.timing,
             )
         cost = result.cost
-        each = [cost.processor[part] / max(cost.trials, 1) for part in parts]
+        used = [cost.processor[part] / max(cost.trials, 1) for part in parts]
         failed = sum(each.failed for each in result.tasks)
         numbers = (f"{cost.trials}", f"{cost.seconds:.0f}", f"{cost.trials / cost.seconds:.1f}")
-        table.add_row(name, result.method, *numbers, f"{sum(each):.2f}", *(f"{part:.3f}" for part in each), str(failed))
+        table.add_row(name, result.method, *numbers, f"{sum(used):.2f}", *(f"{part:.3f}" for part in used), str(failed))
     console.print(table)
 
 
@@ -258,8 +258,8 @@ def _transfer(options: Any, console: Console) -> None:
         means = ", ".join(f"{each:.1f}" for each in np.mean(trials, axis=0))
         console.print(f"{len(rows)} tasks, mean trials: {means}")
         summary = {"all": _over_cold(rows), "not_all_configs_near": _over_cold([r for r in rows if r.near < r.configs])}
-        for name, each in summary.items():
-            console.print(f"{name}: " + ", ".join(f"{key} {value:.2f}" for key, value in each.items()))
+        for name, values in summary.items():
+            console.print(f"{name}: " + ", ".join(f"{key} {value:.2f}" for key, value in values.items()))
         _save(options, {**summary, "rows": [asdict(row) for row in rows]})
 
 

@@ -59,21 +59,21 @@ def with_random_weights(model: onnx.ModelProto, feeds: Mapping[str, Array], seed
     shapes = dict(_weight_shapes(graph))
     scales = {node.input[1] for node in graph.node if node.op_type == "BatchNormalization"} | _multipliers(graph)
     kept_nodes = [node for node in graph.node if not set(node.output) & shapes.keys()]
-    kept = [each for each in graph.initializer if each.name not in shapes]
+    unchanged = [each for each in graph.initializer if each.name not in shapes]
     arrays = {name: _random(shape, name in scales, generator) for name, shape in shapes.items()}
     del graph.node[:], graph.initializer[:]
     graph.node.extend(kept_nodes)
-    graph.initializer.extend(kept + [numpy_helper.from_array(array, name) for name, array in arrays.items()])
+    graph.initializer.extend(unchanged + [numpy_helper.from_array(array, name) for name, array in arrays.items()])
     _drop_unused(graph)
     _fit_batch_norms(result, feeds)
     return result
 
 
 def _weight_shapes(graph: onnx.GraphProto) -> Iterator[tuple[str, tuple[int, ...]]]:
-    constants = {each.name: each for each in graph.initializer}
-    for each in graph.initializer:
-        if each.data_type == onnx.TensorProto.FLOAT:
-            yield each.name, tuple(each.dims)
+    constants = {initializer.name: initializer for initializer in graph.initializer}
+    for initializer in graph.initializer:
+        if initializer.data_type == onnx.TensorProto.FLOAT:
+            yield initializer.name, tuple(initializer.dims)
     for node in graph.node:
         if node.op_type == "ConstantOfShape" and node.input[0] in constants:
             yield node.output[0], tuple(numpy_helper.to_array(constants[node.input[0]]).tolist())
@@ -114,13 +114,13 @@ def _fit_batch_norms(model: onnx.ModelProto, feeds: Mapping[str, Array]) -> None
     probe = onnx.ModelProto()
     probe.CopyFrom(model)
     nodes = [part for node in probe.graph.node for part in _probed(node)]
-    wanted = [f"{node.output[0]}:{moment}" for node in norms for moment in ("mean", "square")]
+    names = [f"{node.output[0]}:{moment}" for node in norms for moment in ("mean", "square")]
     del probe.graph.node[:], probe.graph.output[:]
     probe.graph.node.extend(nodes)
-    probe.graph.output.extend(helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in wanted)
+    probe.graph.output.extend(helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names)
     _drop_unused(probe.graph)
     session = onnxruntime.InferenceSession(probe.SerializeToString(), providers=["CPUExecutionProvider"])
-    moments = iter(session.run(wanted, dict(feeds)))
+    moments = iter(session.run(names, dict(feeds)))
     constants = {each.name: each for each in model.graph.initializer}
     for node, mean, square in zip(norms, moments, moments, strict=True):
         constants[node.input[3]].CopyFrom(numpy_helper.from_array(mean, node.input[3]))

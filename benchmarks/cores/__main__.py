@@ -123,10 +123,10 @@ def _size(text: str) -> tuple[str, int]:
 def _rows(net: Net, options: argparse.Namespace, console: Console) -> list[Row]:
     rows = []
     with tempfile.TemporaryDirectory(prefix="tensorwright-cores-") as folder:
-        kept = Path(options.modules) / net.name.replace("/", "_") if options.modules else Path(folder)
-        kept.mkdir(parents=True, exist_ok=True)
+        module_folder = Path(options.modules) / net.name.replace("/", "_") if options.modules else Path(folder)
+        module_folder.mkdir(parents=True, exist_ok=True)
         compiled = {
-            cores: _compiled(net, options.compiled_for or cores if cores > 1 else 1, options, kept, console)
+            cores: _compiled(net, options.compiled_for or cores if cores > 1 else 1, options, module_folder, console)
             for cores in sorted({1, *options.cores})
         }
         evicted = targets.get(options.target, cores=1).machine.l2_bytes if options.cold else 0
@@ -173,20 +173,20 @@ def _emulated(plan: dict[str, Any], folder: Path) -> list[list[dict[str, Any]]]:
     return calls
 
 
-def _row(net: Net, found: Prediction, compiled_for: int) -> Row:
-    serial = found.serial()
+def _row(net: Net, prediction: Prediction, compiled_for: int) -> Row:
+    serial = prediction.serial()
     return Row(
         net=net.name,
-        cores=found.cores,
+        cores=prediction.cores,
         compiled_for=compiled_for,
-        modelled_ms=found.seconds * 1e3,
-        one_core_ms=found.one * 1e3,
-        speedup=found.speedup,
-        bound=found.bound,
-        balance=found.balance,
-        starting_share=found.starting_share,
-        moving_share=found.moving_share,
-        serial_share=found.serial_share,
+        modelled_ms=prediction.seconds * 1e3,
+        one_core_ms=prediction.one * 1e3,
+        speedup=prediction.speedup,
+        bound=prediction.bound,
+        balance=prediction.balance,
+        starting_share=prediction.starting_share,
+        moving_share=prediction.moving_share,
+        serial_share=prediction.serial_share,
         serial_kernels=sum(call.longest > SERIAL_SECONDS for call in serial),
         longest_serial_us=max((call.longest for call in serial), default=0.0) * 1e6,
         serial=[
@@ -195,7 +195,7 @@ def _row(net: Net, found: Prediction, compiled_for: int) -> Row:
                 "node": next(iter(call.nodes), ""),
                 "rule": call.rule,
                 "microseconds": call.longest * 1e6,
-                "share": call.seconds / found.seconds,
+                "share": call.seconds / prediction.seconds,
                 "reason": call.reason,
             }
             for call in serial
@@ -236,17 +236,17 @@ def _table(rows: Sequence[Row], options: argparse.Namespace) -> Table:
     return table
 
 
-def _kernels(net: Net, found: Prediction) -> Table:
+def _kernels(net: Net, prediction: Prediction) -> Table:
     """The calls with the worst load balance, by kernel."""
     groups: dict[str, list[Call]] = {}
-    for call in found.calls:
+    for call in prediction.calls:
         groups.setdefault(call.kernel, []).append(call)
 
     def lost(calls: Sequence[Call]) -> float:
-        return sum(call.seconds - call.one / found.cores for call in calls)
+        return sum(call.seconds - call.one / prediction.cores for call in calls)
 
     ranked = sorted(groups.items(), key=lambda item: -lost(item[1]))
-    table = Table(title=f"{net.name} on {found.cores} cores: kernels that lose the most time")
+    table = Table(title=f"{net.name} on {prediction.cores} cores: kernels that lose the most time")
     for heading in ("kernel", "node", "rule"):
         table.add_column(heading)
     for heading in ("calls", "tasks", "parts", "1 core", "longest", "moving", "starting", "lost", "of all"):
@@ -262,7 +262,7 @@ def _kernels(net: Net, found: Prediction) -> Table:
             " or ".join(sorted({call.tasks for call in calls})),
             ", ".join(map(str, sorted({call.parts for call in calls}))),
             *map(format_seconds, (*sums, lost(calls))),
-            format_percent(lost(calls) / found.seconds),
+            format_percent(lost(calls) / prediction.seconds),
         )
     return table
 

@@ -130,12 +130,12 @@ def timed_calls(workload: Workload, launcher: Launcher, runs: int) -> list[CallP
         rows.append(launcher.notes())
 
     recording = record(workload.set_instrument, run, lambda done: done < runs)
-    own = call_times(recording).own.min(axis=0)
+    self_times = call_times(recording).own.min(axis=0)
     places = _places(workload, launcher)
     module = workload.module
     entries = {entry.kernel: entry for entry in module.manifest.kernels}
     callers = {call.parent for call in recording.calls}
-    found = []
+    timed = []
     for index, name in enumerate(named_calls(recording.calls, module.manifest.calls)):
         place = places[index]
         regions, inside = _regions(np.array([row[place.begin : place.end] for row in rows[1:]]))
@@ -143,7 +143,7 @@ def timed_calls(workload: Workload, launcher: Launcher, runs: int) -> list[CallP
         kind = RUNTIME if index in callers else kind_of(name.kernel)
         weights = {at: size for at, size in place.weights.items() if entry is None or at not in entry.gathered}
         computes = kind != RUNTIME  # the runtime's functions do not read the elements of tensors
-        found.append(
+        timed.append(
             CallParts(
                 kernel=name.kernel,
                 kind=kind,
@@ -151,13 +151,13 @@ def timed_calls(workload: Workload, launcher: Launcher, runs: int) -> list[CallP
                 nodes=name.nodes,
                 tasks=None if entry is None or entry.tasks is None else task_counts(entry.tasks, {}),
                 reason=None if entry is None else entry.serial,
-                serial=max(0.0, float(own[index]) - inside),
+                serial=max(0.0, float(self_times[index]) - inside),
                 regions=regions,
                 weight_bytes=sum(weights.values()) if computes else 0,
                 other_bytes=sum(place.others.values()) if computes else 0,
             )
         )
-    return found
+    return timed
 
 
 @dataclass
@@ -183,10 +183,10 @@ def _places(workload: Workload, launcher: Launcher) -> list[_Place]:
             open_calls.pop().end = launcher.noted()
             return 0
         places.append(_Place(launcher.noted(), 0, {}, {}))
-        for position, each in enumerate(arguments[1:-1] if name == DYNAMIC_CALL else arguments):
-            if isinstance(each, tvm_ffi.Tensor):
-                kind = places[-1].weights if each.data_ptr() in parameters else places[-1].others
-                kind[position] = _nbytes(each)
+        for position, argument in enumerate(arguments[1:-1] if name == DYNAMIC_CALL else arguments):
+            if isinstance(argument, tvm_ffi.Tensor):
+                kind = places[-1].weights if argument.data_ptr() in parameters else places[-1].others
+                kind[position] = _nbytes(argument)
         open_calls.append(places[-1])
         return 0
 
@@ -205,15 +205,15 @@ def _regions(rows: np.ndarray) -> tuple[tuple[Region, ...], float]:
     """The regions of a call from the notes of several runs, and their total seconds."""
     best = rows.min(axis=0)
     regions = []
-    at, whole = 0, 0
+    at, total = 0, 0
     while at < len(best):
         count = int(best[at])
         times = best[at + 2 : at + 2 + count] * 1e-9
-        whole += best[at + 1]
+        total += best[at + 1]
         busy = int(np.count_nonzero(times > max(_MIN_WORK, _MIN_SHARE * float(times.max()))))
         regions.append(Region(float(times.max()), float(times.sum()), max(busy, 1)))
         at += 2 + count
-    return tuple(regions), whole * 1e-9
+    return tuple(regions), total * 1e-9
 
 
 if __name__ == "__main__":

@@ -29,12 +29,12 @@ def main() -> int:
     name, output, threads = sys.argv[1:]
     entry = nets()[name]
     path = entry.path()
-    before, start = os.times(), time.perf_counter()
+    start_times, start = os.times(), time.perf_counter()
     module = compiler.compile(str(path), shapes=entry.shapes, threads=int(threads), records=False)
-    seconds, after = time.perf_counter() - start, os.times()
+    seconds, end_times = time.perf_counter() - start, os.times()
     module.export(output)
     difference = max(_differences(entry, path, module))
-    processor = sum(after[:4]) - sum(before[:4])
+    processor = sum(end_times[:4]) - sum(start_times[:4])
     print(json.dumps({"seconds": seconds, "processor_seconds": processor, "difference": difference}))
     return 0
 
@@ -45,13 +45,13 @@ def _differences(entry: Net, path: Path, module: Any) -> list[float]:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1  # several threads of its ScatterND lose sums of the same row (6 runs of 300, 1.32)
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    found = []
+    differences = []
     for sizes in entry.sizes:
         for seed in SEEDS:
             inputs = entry.sample(seed, sizes)
             ours = list(module.run(inputs).values())
-            found.append(largest_difference(ours, session.run(None, inputs)))
-    return found
+            differences.append(largest_difference(ours, session.run(None, inputs)))
+    return differences
 
 
 def largest_difference(ours: Sequence[Array], reference: Sequence[Array]) -> float:

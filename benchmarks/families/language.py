@@ -73,11 +73,11 @@ class _SelectiveScan(nn.Module):
         step = nn.functional.softplus(self.step(step))
         decay = (step[..., None] * -self.log_a.exp()).exp()
         added = step[..., None] * b[:, :, None] * inner[..., None]
-        state, found = torch.zeros_like(added[:, 0]), []
+        state, outputs = torch.zeros_like(added[:, 0]), []
         for index in range(length):
             state = state * decay[:, index] + added[:, index]
-            found.append((state * c[:, index, None]).sum(-1))
-        result = torch.stack(found, 1) + inner * self.skip
+            outputs.append((state * c[:, index, None]).sum(-1))
+        result = torch.stack(outputs, 1) + inner * self.skip
         return x + self.out(result * nn.functional.silu(gate))
 
 

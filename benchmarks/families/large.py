@@ -88,17 +88,17 @@ class _Diffusion(nn.Module):
 
     def forward(self, x: Any, time: Any) -> Any:
         x = self.head(x)
-        kept = [x]
+        skips = [x]
         for position, pair in enumerate(self.down):
             x = pair(x, time)
-            kept.append(x)
+            skips.append(x)
             level, at = divmod(position + 1, _BLOCKS)
             if at == 0 and level <= len(self.smaller):
                 x = self.smaller[level - 1](x)
-                kept.append(x)
+                skips.append(x)
         x = self.last(self.middle(x, time), time)
         for position, pair in enumerate(self.up):
-            x = pair(torch.cat([x, kept.pop()], 1), time)
+            x = pair(torch.cat([x, skips.pop()], 1), time)
             level, at = divmod(position + 1, _BLOCKS + 1)
             if at == 0 and level <= len(self.larger):
                 x = self.larger[level - 1](nn.functional.interpolate(x, scale_factor=2.0))

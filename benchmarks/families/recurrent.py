@@ -103,10 +103,10 @@ def _quantized(model: onnx.ModelProto) -> onnx.ModelProto:
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     with tempfile.TemporaryDirectory() as folder:
-        source, made = Path(folder, "float.onnx"), Path(folder, "int8.onnx")
+        source, quantized = Path(folder, "float.onnx"), Path(folder, "int8.onnx")
         onnx.save(model, source)
-        quantize_dynamic(source, made, weight_type=QuantType.QInt8)
-        return onnx.load(made)
+        quantize_dynamic(source, quantized, weight_type=QuantType.QInt8)
+        return onnx.load(quantized)
 
 
 def _with_quantized_weights(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -127,19 +127,19 @@ def _with_quantized_weights(model: onnx.ModelProto) -> onnx.ModelProto:
 def _quantize_dequantize(node: Any) -> list[Any]:
     """Quantize and dequantize the data of a layer."""
     data, parameters = f"{node.output[0]}_data", ["x_scale", "x_zero"]
-    made = [
+    nodes = [
         helper.make_node("QuantizeLinear", [node.input[0], *parameters], [f"{data}_quantized"]),
         helper.make_node("DequantizeLinear", [f"{data}_quantized", *parameters], [data]),
     ]
     node.input[0] = data
-    return made
+    return nodes
 
 
 def _dequantized_weights(model: onnx.ModelProto, node: Any, index: int, array: Array) -> Any:
     name = node.input[index]
     scale = np.abs(array).max().astype(np.float32) / np.float32(127)
     known = {each.name for each in model.graph.initializer}
-    made = {
+    arrays = {
         f"{name}_q": np.clip(np.rint(array / scale), -127, 127).astype(np.int8),
         f"{name}_scale": scale,
         f"{name}_zero": np.int8(0),
@@ -147,7 +147,7 @@ def _dequantized_weights(model: onnx.ModelProto, node: Any, index: int, array: A
         "x_zero": np.uint8(128),
     }
     model.graph.initializer.extend(
-        numpy_helper.from_array(np.asarray(value), key) for key, value in made.items() if key not in known
+        numpy_helper.from_array(np.asarray(value), key) for key, value in arrays.items() if key not in known
     )
     node.input[index] = f"{name}_dq"
     return helper.make_node("DequantizeLinear", [f"{name}_q", f"{name}_scale", f"{name}_zero"], [f"{name}_dq"])

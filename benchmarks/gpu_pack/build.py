@@ -192,10 +192,10 @@ def _recorded(
         )
         if done.returncode:
             raise VerificationError(f"the simulation of {name} failed: {done.stderr.strip()[-2000:]}")
-        said = json.loads(output.with_suffix(".json").read_text(encoding="utf-8"))
-        if said["problem"]:
-            raise VerificationError(f"the simulation of {name} is wrong: {said['problem']}")
-        return list(said["calls"]), output.with_suffix(".bin").read_bytes()
+        summary = json.loads(output.with_suffix(".json").read_text(encoding="utf-8"))
+        if summary["problem"]:
+            raise VerificationError(f"the simulation of {name} is wrong: {summary['problem']}")
+        return list(summary["calls"]), output.with_suffix(".bin").read_bytes()
 
 
 def arrays_of(inputs: Sequence[Mapping[str, Any]]) -> dict[str, Array]:
@@ -203,14 +203,14 @@ def arrays_of(inputs: Sequence[Mapping[str, Any]]) -> dict[str, Array]:
     from benchmarks.gpu_pack.generator import integers, reals
 
     result: dict[str, Array] = {}
-    for each in inputs:
-        make, count = each["make"], int(np.prod(each["shape"]))
+    for spec in inputs:
+        make, count = spec["make"], int(np.prod(spec["shape"]))
         drawn = (
             reals(make["seed"], count)
             if make["kind"] == "reals"
             else integers(make["seed"], count, make["low"], make["high"])
         )
-        result[each["name"]] = drawn.reshape(each["shape"]).astype(np.dtype(each["dtype"]))
+        result[spec["name"]] = drawn.reshape(spec["shape"]).astype(np.dtype(spec["dtype"]))
     return result
 
 

@@ -65,12 +65,12 @@ def _torch_model(
     precision: str,
 ) -> Model:
     """Return the ONNX export of a PyTorch model; one export serves all precisions."""
-    made = _prepared(name, build, arrays)
+    net = _prepared(name, build, arrays)
     shapes = {key: array.shape for key, array in arrays.items()}
     if precision == "int8":
-        return _int8(name, made.path, shapes, made.weights, inputs, arrays)
-    _check_sensitivity(made.errors.get(precision, 0.0), precision)
-    return _model(str(made.path), {"shapes": shapes}, inputs, arrays, made.expected, made.weights, precision)
+        return _int8(name, net.path, shapes, net.weights, inputs, arrays)
+    _check_sensitivity(net.errors.get(precision, 0.0), precision)
+    return _model(str(net.path), {"shapes": shapes}, inputs, arrays, net.expected, net.weights, precision)
 
 
 def _check_sensitivity(error: float, precision: str) -> None:
@@ -98,17 +98,17 @@ def _prepared(name: str, build: Callable[[], torch.nn.Module], arrays: Mapping[s
     if name not in _LAST:
         _LAST.clear()
         module = build()
-        given = tuple(torch.from_numpy(np.array(each)) for each in arrays.values())
-        weights = seed_torch(module, name, given)
-        path = _file(name, module, given, list(arrays))
-        wide = tuple(each.double() if each.is_floating_point() else each for each in given)
+        tensors = tuple(torch.from_numpy(np.array(each)) for each in arrays.values())
+        weights = seed_torch(module, name, tensors)
+        path = _file(name, module, tensors, list(arrays))
+        wide = tuple(each.double() if each.is_floating_point() else each for each in tensors)
         with torch.no_grad():
             result = module.double()(*wide)
         results = [result] if isinstance(result, torch.Tensor) else list(result)
         expected = {f"output {index}": each.numpy() for index, each in enumerate(results)}
         first, module = next(iter(expected.values())), module.float()
         types = {"float16": torch.float16, "bf16": torch.bfloat16}
-        errors = {precision: rounded_error(module, given, dtype, first) for precision, dtype in types.items()}
+        errors = {precision: rounded_error(module, tensors, dtype, first) for precision, dtype in types.items()}
         _LAST[name] = _Prepared(path, weights, expected, errors)
     return _LAST[name]
 
@@ -158,7 +158,7 @@ def _by_onnxruntime(path: Path, arrays: Mapping[str, Array], optimized: bool = F
     return results
 
 
-def _file(name: str, source: Any, given: tuple[torch.Tensor, ...] = (), names: Sequence[str] = ()) -> Path:
+def _file(name: str, source: Any, arguments: tuple[torch.Tensor, ...] = (), names: Sequence[str] = ()) -> Path:
     """Return a net as a cached ONNX file, created once for this code."""
     path = cache_folder() / f"pack-{name}-{key_of(_CODE)}.onnx"
     if path.exists():
@@ -166,7 +166,7 @@ def _file(name: str, source: Any, given: tuple[torch.Tensor, ...] = (), names: S
     if isinstance(source, onnx.ModelProto):
         onnx.save(source, path)
         return path
-    program = torch.onnx.export(source, given, input_names=list(names), dynamo=True, verbose=False)
+    program = torch.onnx.export(source, arguments, input_names=list(names), dynamo=True, verbose=False)
     assert program is not None
     program.save(str(path))
     return path

@@ -36,10 +36,10 @@ class Compactor:
         return {"name": name, "dtype": dtype, "shape": list(array.shape), "make": make}
 
     def _generated(self, array: Array) -> dict[str, Any] | None:
-        found = whole(array)
-        if found is None:
+        scaled = whole(array)
+        if scaled is None:
             return None
-        integers, exponent = found
+        integers, exponent = scaled
         for weight in self._weights:
             if np.prod(weight.shape) != integers.size:
                 continue

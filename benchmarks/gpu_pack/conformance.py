@@ -31,25 +31,25 @@ _ALL = 1 << 20  # few results: all of them are compared
 
 def models() -> dict[str, Callable[[], Model]]:
     """By name, in the suite's order."""
-    made: dict[str, Callable[[], Model]] = {
+    builders: dict[str, Callable[[], Model]] = {
         f"{family}-{dtype}".replace(" ", "-"): partial(_operators, family, dtype)
         for family in FAMILIES
         for dtype in DTYPES
         if dtype in FAMILIES[family][1]
     }
-    made["small-net"] = lambda: _model(small_net(2), [small_net(2)], tolerance(relative=TOLERANCES["float32"]))
-    made["encoder"] = lambda: _model(encoder(2, 11), [encoder(2, 11)], tolerance(relative=TOLERANCES["float32"]))
-    made["quantized-net"] = partial(_quantized, quantized_net)
-    made["quantized-functions"] = partial(_quantized, quantized_functions)
-    made["open-batch"] = lambda: _model(
+    builders["small-net"] = lambda: _model(small_net(2), [small_net(2)], tolerance(relative=TOLERANCES["float32"]))
+    builders["encoder"] = lambda: _model(encoder(2, 11), [encoder(2, 11)], tolerance(relative=TOLERANCES["float32"]))
+    builders["quantized-net"] = partial(_quantized, quantized_net)
+    builders["quantized-functions"] = partial(_quantized, quantized_functions)
+    builders["open-batch"] = lambda: _model(
         small_net("batch"), [small_net(1), small_net(3)], tolerance(relative=TOLERANCES["float32"])
     )
-    made["open-length"] = lambda: _model(
+    builders["open-length"] = lambda: _model(
         encoder("batch", "length"),
         [encoder(*sizes) for sizes in ((1, 1), (3, 7), (2, 33))],
         tolerance(relative=TOLERANCES["float32"]),
     )
-    return made
+    return builders
 
 
 def _operators(family: str, dtype: str) -> Model:

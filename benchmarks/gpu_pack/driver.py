@@ -31,10 +31,10 @@ def pack_driver(target: CudaTarget) -> Path:
         sources = {PROGRAM: [_SOURCES / each for each in (*_PARTS, "main.cc")]}
         headers = include_options([*include_folders(), *third_party_includes()])
         options = [*COMPILE_OPTIONS, "-I", str(SOURCES), "-I", str(_SOURCES), *headers]
-        (made,) = compile_objects(target, sources, options, folder)
-        linked: list[str | Path] = [made, programs / "library.o", *third_party, "-o", folder / PROGRAM]
+        (object_file,) = compile_objects(target, sources, options, folder)
+        linked: list[str | Path] = [object_file, programs / "library.o", *third_party, "-o", folder / PROGRAM]
         target.compiler().run([*linked, *tvm_link_options(programs)])
-        made.unlink()
+        object_file.unlink()
 
     return cached("pack-driver", f"{target.architecture}-{key}", build)
 

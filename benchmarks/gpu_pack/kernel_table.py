@@ -61,16 +61,16 @@ class KernelTable:
 
 
 def _calls(mod: IRModule) -> list[tuple[str, Call]]:
-    found: list[tuple[str, Any]] = []
+    calls: list[tuple[str, Any]] = []
 
     def visit(expression: Expr) -> None:
         if isinstance(expression, relax.Call) and operator_name(expression) in _CALLS:
-            found.append((str(expression.args[0].name_hint), expression))
+            calls.append((str(expression.args[0].name_hint), expression))
 
     for _, function in mod.functions_items():
         if isinstance(function, relax.Function):
             relax.analysis.post_order_visit(function, visit)
-    return found
+    return calls
 
 
 def _types(call: Call) -> list[Type]:

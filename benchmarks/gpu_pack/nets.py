@@ -262,7 +262,7 @@ def seed_parameters(module: nn.Module, name: str) -> dict[str, tuple[int, int, i
     Returns:
         Seed, row, exponent and shape by the parameter's name.
     """
-    made = {}
+    seeded = {}
     with torch.no_grad():
         for key, parameter in module.named_parameters():
             if parameter.ndim < 2:
@@ -273,5 +273,5 @@ def seed_parameters(module: nn.Module, name: str) -> dict[str, tuple[int, int, i
             exponent = exponent_of(1 if is_table else row, 1.4 if parameter.ndim == 4 else 1.0)
             values: Any = torch.from_numpy(weights(seed, parameter.numel(), row)).to(torch.float32)
             parameter.copy_((values * 2.0**exponent).reshape(shape))
-            made[key] = (seed, row, exponent, shape)
-    return made
+            seeded[key] = (seed, row, exponent, shape)
+    return seeded

@@ -48,10 +48,10 @@ class Lines:
         self.known: set[tuple[str, str]] = set()
         current = pack
         for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-            said = json.loads(line)
-            current = said["pack"] if said["stage"] == "run" else current
-            if current == pack and said["stage"] == "peer" and "ms" in said:
-                self.known.add((said["entry"], said["peer"]))
+            record = json.loads(line)
+            current = record["pack"] if record["stage"] == "run" else current
+            if current == pack and record["stage"] == "peer" and "ms" in record:
+                self.known.add((record["entry"], record["peer"]))
 
     def add(self, **members: object) -> None:
         descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
@@ -84,23 +84,23 @@ def timed(run: Callable[[], Any], device: str) -> list[float]:
 
 
 def _inputs(name: str, kind: torch.dtype, device: str) -> list[torch.Tensor]:
-    made = []
+    tensors = []
     for key, (shape, end) in NETS[name].inputs.items():
         count, seed = int(torch.Size(shape).numel()), seed_of(name, "input", key)
         drawn = reals(seed, count) if end is None else integers(seed, count, 0, end)
         tensor = torch.from_numpy(drawn.reshape(shape)).to(device)
-        made.append(tensor if end is not None else tensor.to(kind))
-    return made
+        tensors.append(tensor if end is not None else tensor.to(kind))
+    return tensors
 
 
 def _net(name: str, precision: str, device: str) -> tuple[torch.nn.Module, list[torch.Tensor]]:
     with torch.device(device):  # PyTorch's own weights: times do not depend on them
         net = NETS[name].build().eval().to(TYPES[precision])
-    given = _inputs(name, TYPES[precision], device)
-    if precision != "float32" and given[0].ndim == 4:  # the faster layout for tensor cores
+    inputs = _inputs(name, TYPES[precision], device)
+    if precision != "float32" and inputs[0].ndim == 4:  # the faster layout for tensor cores
         net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        given = [each.to(memory_format=torch.channels_last) for each in given]
-    return net, given
+        inputs = [each.to(memory_format=torch.channels_last) for each in inputs]
+    return net, inputs
 
 
 def _single(entry: str, precision: str, device: str) -> tuple[Callable[..., Any], list[torch.Tensor]]:
@@ -133,20 +133,20 @@ def eager(entry: str) -> Callable[[str], Callable[[], Any]]:
 
 def graph(entry: str) -> Callable[[str], Callable[[], Any]]:
     def make(device: str) -> Callable[[], Any]:
-        run, given = _case(entry, device)
+        run, inputs = _case(entry, device)
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(3):
-                run(*given)
+                run(*inputs)
         torch.cuda.current_stream().wait_stream(stream)
         captured = torch.cuda.CUDAGraph()
         with torch.cuda.graph(captured):
-            kept = run(*given)
+            outputs = run(*inputs)
 
         def replay() -> Any:
             captured.replay()
-            return kept
+            return outputs
 
         return replay
 
@@ -228,16 +228,16 @@ def main(arguments: list[str] | None = None, device: str = "cuda") -> int:
 
 def _measure(peer: Peer, lines: Lines, device: str) -> None:
     start = time.monotonic()
-    said: dict[str, Any] = {"entry": peer.entry, "stage": "peer", "peer": peer.name}
+    record: dict[str, Any] = {"entry": peer.entry, "stage": "peer", "peer": peer.name}
     try:
         with torch.inference_mode():
             times = timed(peer.make(device), device)
-        said["ms"] = statistics.median(times)
-        print(f"{peer.entry}: torch {peer.name} {said['ms']:.3f} ms", flush=True)
+        record["ms"] = statistics.median(times)
+        print(f"{peer.entry}: torch {peer.name} {record['ms']:.3f} ms", flush=True)
     except Exception as error:  # of PyTorch: the others are timed
-        said["problem"] = f"{type(error).__name__}: {error}"[:500]
-        print(f"{peer.entry}: torch {peer.name} failed: {said['problem'][:200]}", flush=True)
-    lines.add(**said, seconds=round(time.monotonic() - start, 2))
+        record["problem"] = f"{type(error).__name__}: {error}"[:500]
+        print(f"{peer.entry}: torch {peer.name} failed: {record['problem'][:200]}", flush=True)
+    lines.add(**record, seconds=round(time.monotonic() - start, 2))
     torch._dynamo.reset()
     gc.collect()
     if device == "cuda":

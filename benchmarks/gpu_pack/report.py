@@ -64,22 +64,22 @@ def read_results(paths: Iterable[Path]) -> Results:
     """
     entries: dict[str, EntryResult] = {}
     device, facts, smi = "", {}, ""
-    for said in (line for path in paths for line in _lines(path)):
-        stage, name = said["stage"], said.get("entry", "")
+    for record in (line for path in paths for line in _lines(path)):
+        stage, name = record["stage"], record.get("entry", "")
         if stage == "run":
-            smi = said.get("nvidia_smi") or smi
+            smi = record.get("nvidia_smi") or smi
         elif stage == "device":
-            device = said["name"]
+            device = record["name"]
         elif stage == "facts":
-            facts = said
+            facts = record
         elif stage == "peer":
-            if "ms" in said:
-                entries.setdefault(name, EntryResult(name)).peers[said["peer"]] = said["ms"]
+            if "ms" in record:
+                entries.setdefault(name, EntryResult(name)).peers[record["peer"]] = record["ms"]
         else:
             entry = entries.setdefault(name, EntryResult(name))
             if stage == "loaded":  # a new try
                 entry.stages.clear()
-            entry.stages[stage] = said
+            entry.stages[stage] = record
     return Results(entries, device, facts, smi)
 
 
@@ -91,14 +91,14 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
     whole, _, _ = text.rpartition("\n")
     for number, line in enumerate(whole.splitlines(), 1):
         try:
-            said = json.loads(line)
-            if "stage" not in said:
+            record = json.loads(line)
+            if "stage" not in record:
                 raise ValueError("no stage")
         except ValueError as error:
             raise OptionError(
                 f"{path}, line {number}, is not a line of results: {error}", "give a results.json"
             ) from error
-        yield said
+        yield record
 
 
 def tables(results: Results) -> str:
@@ -135,31 +135,31 @@ def _suite(results: Results) -> str:
 
 def _wrong(results: Results) -> str:
     rows = []
-    for name, each in results.entries.items():
-        if each.status == "right":
+    for name, entry in results.entries.items():
+        if entry.status == "right":
             continue
-        found = each.stages.get("first wrong kernel", {})
-        problem = str(each.stages.get("end", {}).get("problem", each.status))
-        sizes = ", ".join(found.get("tensors", ()))
-        rows.append([name, each.status, problem[:300].replace("\n", " "), found.get("kernel", "-"), sizes or "-"])
+        wrong = entry.stages.get("first wrong kernel", {})
+        problem = str(entry.stages.get("end", {}).get("problem", entry.status))
+        sizes = ", ".join(wrong.get("tensors", ()))
+        rows.append([name, entry.status, problem[:300].replace("\n", " "), wrong.get("kernel", "-"), sizes or "-"])
     return _table(("wrong", "status", "problem", "first wrong kernel", "its tensors"), rows)
 
 
 def _nets(results: Results) -> str:
     rows = []
-    for name, each in results.entries.items():
-        if name.startswith("conformance-") or _is_single(name) or "launches" not in each.stages:
+    for name, entry in results.entries.items():
+        if name.startswith("conformance-") or _is_single(name) or "launches" not in entry.stages:
             continue
-        outputs = each.stages.get("numbers", {}).get("outputs", [])
+        outputs = entry.stages.get("numbers", {}).get("outputs", [])
         difference = max((item["rms"] for item in outputs if isinstance(item["rms"], float | int)), default=None)
         best = min(
-            (value for value in (each.milliseconds("launches"), each.milliseconds("graph")) if value), default=None
+            (value for value in (entry.milliseconds("launches"), entry.milliseconds("graph")) if value), default=None
         )
-        ways = [each.peers.get(way) for way in ("eager", "graph", "compile")]
+        ways = [entry.peers.get(way) for way in ("eager", "graph", "compile")]
         fastest = min((value for value in ways if value), default=None)
         ratio = fastest / best if fastest and best else None
-        ours = [_text(each.milliseconds(stage)) for stage in ("launches", "graph")]
-        rows.append([name, each.status, _text(difference, "{:.1e}"), *ours, *map(_text, ways), _text(ratio, "{:.2f}")])
+        ours = [_text(entry.milliseconds(stage)) for stage in ("launches", "graph")]
+        rows.append([name, entry.status, _text(difference, "{:.1e}"), *ours, *map(_text, ways), _text(ratio, "{:.2f}")])
     header = (
         "net",
         "numbers",
@@ -180,12 +180,12 @@ def _is_single(name: str) -> bool:
 
 def _single(results: Results) -> str:
     rows = []
-    for name, each in results.entries.items():
+    for name, entry in results.entries.items():
         if not _is_single(name):
             continue
-        for kernel in each.stages.get("kernels", {}).get("kernels", []):
-            peers = [each.peers.get(way) for way in ("eager", "compile")]
-            rows.append([name, *_rates(kernel, each.precision, results), *map(_text, peers)])
+        for kernel in entry.stages.get("kernels", {}).get("kernels", []):
+            peers = [entry.peers.get(way) for way in ("eager", "compile")]
+            rows.append([name, *_rates(kernel, entry.precision, results), *map(_text, peers)])
     header = ("kernel", "us", "GB/s", "TFLOP/s", "of the limit", "torch eager ms", "torch.compile ms")
     return _table(header, rows)
 
@@ -202,8 +202,8 @@ def _rates(kernel: dict[str, Any], precision: str, results: Results) -> list[str
 
 def _kernels(results: Results) -> str:
     parts = []
-    for name, each in results.entries.items():
-        kernels = each.stages.get("kernels", {}).get("kernels", [])
+    for name, entry in results.entries.items():
+        kernels = entry.stages.get("kernels", {}).get("kernels", [])
         if name.startswith("conformance-") or _is_single(name) or not kernels:
             continue
         total = sum(kernel["us"] * kernel["calls"] for kernel in kernels)
@@ -213,7 +213,7 @@ def _kernels(results: Results) -> str:
                 kernel["name"],
                 str(kernel["calls"]),
                 f"{100 * kernel['us'] * kernel['calls'] / total:.0f} %",
-                *_rates(kernel, each.precision, results),
+                *_rates(kernel, entry.precision, results),
                 ", ".join(kernel["tensors"]),
             ]
             for kernel in slowest

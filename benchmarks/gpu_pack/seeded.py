@@ -34,14 +34,14 @@ class Weight:
 
 def seed_torch(module: nn.Module, name: str, batch: tuple[torch.Tensor, ...]) -> list[Weight]:
     """Generate weights for a module, and batch norms that scale their input by a power of two."""
-    made = seed_parameters(module, name)
+    seeded = seed_parameters(module, name)
     module.eval()
     hooks = [each.register_forward_pre_hook(_fit) for each in module.modules() if isinstance(each, _BatchNorm)]
     with torch.no_grad():
         module(*batch)
     for hook in hooks:
         hook.remove()
-    return [Weight(seed, row, shape) for seed, row, _, shape in made.values()]
+    return [Weight(seed, row, shape) for seed, row, _, shape in seeded.values()]
 
 
 # Scale of a residual branch relative to its shortcut, as in trained nets: with 1, a rounding in the first of 50 layers
@@ -75,10 +75,10 @@ def relative_error(found: Array, expected: Array) -> float:
     )
 
 
-def _fit(module: nn.Module, given: tuple[torch.Tensor, ...]) -> None:
+def _fit(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
     """Set a batch norm so that it multiplies by one power of two and subtracts the channel's mean."""
     assert isinstance(module, _BatchNorm)
-    (x,) = given
+    (x,) = inputs
     axes = [axis for axis in range(x.ndim) if axis != 1]
     mean, deviation = x.mean(axes), x.std(axes, correction=0).mean()
     scale = 2.0 ** round(float(-torch.log2(deviation + 1e-20)))
@@ -99,15 +99,15 @@ def seed_onnx(model: onnx.ModelProto, name: str, least: int) -> list[Weight]:
     """Replace the float32 initializers with two or more axes and at least this many elements by generated values of
     about the same variance; changes the model."""
     made = []
-    for each in model.graph.initializer:
-        if each.data_type != onnx.TensorProto.FLOAT or len(each.dims) < 2 or np.prod(each.dims) < least:
+    for tensor in model.graph.initializer:
+        if tensor.data_type != onnx.TensorProto.FLOAT or len(tensor.dims) < 2 or np.prod(tensor.dims) < least:
             continue
-        old, shape = numpy_helper.to_array(each), tuple(each.dims)
+        old, shape = numpy_helper.to_array(tensor), tuple(tensor.dims)
         if not old.std():
             continue
-        weight = Weight(seed_of(name, each.name), int(np.prod(shape[1:])), shape)
+        weight = Weight(seed_of(name, tensor.name), int(np.prod(shape[1:])), shape)
         unit = 2.0 ** exponent_of(1, float(old.std()))
-        each.CopyFrom(numpy_helper.from_array(weight.values().astype(np.float32) * np.float32(unit), each.name))
+        tensor.CopyFrom(numpy_helper.from_array(weight.values().astype(np.float32) * np.float32(unit), tensor.name))
         made.append(weight)
     return made
 

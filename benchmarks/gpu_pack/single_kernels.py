@@ -31,10 +31,10 @@ def product(precision: str, size: int) -> Model:
     weight = Weight(seed_of("product", "w"), size, (size, size))
     values = weight.values().T  # a row of the generator is a channel of the result
     unit = 1.0 if is_int8 else 2.0**-13
-    given = _real("x", [size, size], "bfloat16" if precision == "bf16" else str(dtype), seed_of("product", "x"))
+    spec = _real("x", [size, size], "bfloat16" if precision == "bf16" else str(dtype), seed_of("product", "x"))
     if is_int8:
-        given["make"] = {"kind": "integers", "seed": seed_of("product", "x"), "low": -127, "high": 128}
-    x = arrays_of([given])["x"]
+        spec["make"] = {"kind": "integers", "seed": seed_of("product", "x"), "low": -127, "high": 128}
+    x = arrays_of([spec])["x"]
     exact = x.astype(np.float64) @ (values.astype(np.float64) * unit)
     nodes = [helper.make_node("MatMulInteger" if is_int8 else "MatMul", ["x", "w"], ["y"])]
     constant = _tensor(
@@ -47,16 +47,16 @@ def product(precision: str, size: int) -> Model:
         [constant],
     )
     allowed = tolerance(absolute=0.5) if is_int8 else tolerance(rms=_PRODUCTS[precision])
-    return Model(model, {}, [Case([given], {"y": exact})], allowed, allowed, [weight])
+    return Model(model, {}, [Case([spec], {"y": exact})], allowed, allowed, [weight])
 
 
 def elementwise(rows: int, columns: int) -> Model:
     """y = relu(x a + b), float32: reads and writes `rows` times `columns` numbers and is bound by memory."""
-    given = [
+    specs = [
         _real("x", [rows, columns], "float32", seed_of("elementwise", "x")),
         *(_real(name, [columns], "float32", seed_of("elementwise", name)) for name in "ab"),
     ]
-    arrays = {name: array.astype(np.float32) for name, array in arrays_of(given).items()}
+    arrays = {name: array.astype(np.float32) for name, array in arrays_of(specs).items()}
     nodes = [
         helper.make_node("Mul", ["x", "a"], ["m"]),
         helper.make_node("Add", ["m", "b"], ["s"]),
@@ -69,13 +69,13 @@ def elementwise(rows: int, columns: int) -> Model:
     }
     model = _model(nodes, shapes, {"y": ([rows, columns], TensorProto.FLOAT)}, [])
     result = np.maximum(arrays["x"] * arrays["a"] + arrays["b"], 0)
-    return Model(model, {}, [Case(given, {"y": result})], tolerance(relative=1e-6), tolerance(relative=1e-6))
+    return Model(model, {}, [Case(specs, {"y": result})], tolerance(relative=1e-6), tolerance(relative=1e-6))
 
 
 def softmax(rows: int, columns: int) -> Model:
     """Softmax of rows, float32: a reduction bound by memory."""
-    given = [_real("x", [rows, columns], "float32", seed_of("softmax", "x"))]
-    x = arrays_of(given)["x"]
+    specs = [_real("x", [rows, columns], "float32", seed_of("softmax", "x"))]
+    x = arrays_of(specs)["x"]
     nodes = [helper.make_node("Softmax", ["x"], ["y"], axis=-1)]
     shape = {"x": ([rows, columns], TensorProto.FLOAT)}
     model = _model(nodes, shape, {"y": ([rows, columns], TensorProto.FLOAT)}, [])
@@ -83,7 +83,7 @@ def softmax(rows: int, columns: int) -> Model:
     return Model(
         model,
         {},
-        [Case(given, {"y": powers / powers.sum(-1, keepdims=True)})],
+        [Case(specs, {"y": powers / powers.sum(-1, keepdims=True)})],
         tolerance(rms=1e-5),
         tolerance(rms=1e-5),
     )
