@@ -72,15 +72,15 @@ def _size(text: str, name: str) -> int | str:
 def parse_sizes(texts: Sequence[str]) -> dict[str, list[int | tuple[int, ...]]]:
     """Parse `batch=1,8` to `{"batch": [1, 8]}`, and `x=1x3x224x224` to `{"x": [(1, 3, 224, 224)]}`."""
     form = "DIMENSION=SIZE,SIZE,... as in batch=1,8, or INPUT=SHAPE,... as in x=1x3x224x224,8x3x224x224"
-    found: dict[str, list[int | tuple[int, ...]]] = {}
+    sizes: dict[str, list[int | tuple[int, ...]]] = {}
     for name, value in _pairs(texts, "--sizes", form):
         for text in value.split(","):
             numbers = text.strip().split("x")
             if not all(each.isdecimal() for each in numbers):
                 raise OptionError(f"--sizes {name}: {text!r} is neither a size nor a shape", f"write {form}")
             shape = tuple(map(int, numbers))
-            found.setdefault(name, []).append(shape if len(shape) > 1 else shape[0])
-    return found
+            sizes.setdefault(name, []).append(shape if len(shape) > 1 else shape[0])
+    return sizes
 
 
 def parse_state(texts: Sequence[str]) -> dict[str, str] | list[str] | None:
@@ -142,16 +142,16 @@ def divide_shapes(
 
 
 def _match(name: str, described: Sequence[int | str], shape: Sequence[int | str], sizes: dict[str, int]) -> None:
-    wanted = ", ".join(map(str, described))
+    expected_shape = ", ".join(map(str, described))
     if len(shape) != len(described):
-        raise OptionError(f"--shape {name}: {len(shape)} sizes for an input of shape [{wanted}]")
-    for given, own in zip(shape, described, strict=True):
-        if isinstance(own, int) and given != own:
+        raise OptionError(f"--shape {name}: {len(shape)} sizes for an input of shape [{expected_shape}]")
+    for size, declared in zip(shape, described, strict=True):
+        if isinstance(declared, int) and size != declared:
             raise OptionError(
-                f"--shape {name}: the module was compiled for shape [{wanted}]", "compile it again to change it"
+                f"--shape {name}: the module was compiled for shape [{expected_shape}]", "compile it again to change it"
             )
-        if isinstance(own, str) and isinstance(given, int):
-            sizes[own] = given
+        if isinstance(declared, str) and isinstance(size, int):
+            sizes[declared] = size
 
 
 def parse_arrays(texts: Sequence[str], option: str, specs: Mapping[str, Any]) -> dict[str, Any]:
@@ -247,11 +247,11 @@ def _cast(array: np.ndarray, spec: Any, option: str) -> np.ndarray:
 
     from compiler.artifact.dtypes import ELEMENT_TYPES
 
-    wanted = ELEMENT_TYPES[spec.dtype].numpy if spec.dtype in ELEMENT_TYPES else np.dtype(spec.dtype)
-    if array.dtype.kind == "f" and wanted.kind in "iub" and not np.array_equal(array, np.rint(array)):
+    dtype = ELEMENT_TYPES[spec.dtype].numpy if spec.dtype in ELEMENT_TYPES else np.dtype(spec.dtype)
+    if array.dtype.kind == "f" and dtype.kind in "iub" and not np.array_equal(array, np.rint(array)):
         raise InputError(f"{option} {spec.name}: {array.tolist()} does not fit an input of {spec.dtype}")
-    cast = array.astype(wanted)
-    if wanted.kind in "iu" and not np.array_equal(cast.astype(array.dtype), array):
+    cast = array.astype(dtype)
+    if dtype.kind in "iu" and not np.array_equal(cast.astype(array.dtype), array):
         raise InputError(f"{option} {spec.name}: {array.tolist()} is out of the range of {spec.dtype}")
     return cast
 
@@ -338,10 +338,10 @@ def _pairs(texts: Sequence[str], option: str, form: str) -> list[tuple[str, str]
 
 def parse_numbers(texts: Sequence[str], option: str) -> dict[str, float]:
     """Parse NAME=NUMBER of a repeatable option. Raises OptionError."""
-    found = {}
+    numbers = {}
     for name, text in _pairs(texts, option, "NAME=NUMBER"):
         try:
-            found[name] = float(text)
+            numbers[name] = float(text)
         except ValueError as error:
             raise OptionError(f"{option} {name}={text}: {text!r} is no number", f"{option} ms=5") from error
-    return found
+    return numbers

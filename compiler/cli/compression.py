@@ -48,15 +48,15 @@ def variants_to_folder(
     from compiler.compression.variants import DEFAULT
 
     imports = parse_imports(given.model, given)
-    wanted = {}
+    requested = {}
     for each in variants or DEFAULT:
         name, _, recipe = each.partition("=")
-        wanted[name] = recipe or name
+        requested[name] = recipe or name
     with Steps() as steps:
         written = compiler.write_variants(
             given.model,
             folder,
-            wanted,
+            requested,
             calibration=load_archives(given.samples, "--samples"),
             target=given.target,
             threads=given.threads,

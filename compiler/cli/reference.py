@@ -26,8 +26,8 @@ def command_line_page() -> str:
 def _command(path: str, command: Any, heading: str) -> Iterator[str]:
     yield from (f"{heading} {path}", "", *_help(command.help or ""))
     if hasattr(command, "commands"):
-        for name, each in command.commands.items():
-            yield from _command(f"{path} {name}", each, heading + "#")
+        for name, subcommand in command.commands.items():
+            yield from _command(f"{path} {name}", subcommand, heading + "#")
         return
     arguments = [each for each in command.params if each.param_type_name == "argument"]
     usage = " ".join([path, "[OPTIONS]", *map(_metavar, arguments)])

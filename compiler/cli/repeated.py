@@ -38,14 +38,14 @@ class Repeated:
         if arguments[:1] != ["compile"]:
             return None
         try:
-            given, paths = getopt.gnu_getopt(arguments[1:], "o:t:", [f"{each}=" for each in _OPTIONS])
+            flags, paths = getopt.gnu_getopt(arguments[1:], "o:t:", [f"{each}=" for each in _OPTIONS])
             if len(paths) != 1 or not Path(paths[0]).is_file() or not limit_bytes():
                 return None
             files = [*model_files(Path(paths[0])), *record_files(None)]
             states = [repr((str(each), file_state(each))) for each in files]
         except (getopt.GetoptError, OSError, ValueError):
             return None  # the command itself reports the error
-        output = dict(given).get("--output", dict(given).get("-o")) or default_output(Path(paths[0]))
+        output = dict(flags).get("--output", dict(flags).get("-o")) or default_output(Path(paths[0]))
         return Repeated(Path(output), key_of([repr(arguments), os.getcwd(), environment(), *states]))
 
     def is_done(self) -> bool:

@@ -115,26 +115,26 @@ def _compare(given: _Options, prepared: Any, peers: list[str]) -> None:
     arrays, rows = bench_inputs(module, prepared.inputs, prepared.sizes, given.batch)
     with Steps() as steps:
         steps("measure")
-        found = compare_runtimes(
+        results = compare_runtimes(
             given.file, module, arrays, peers, rows=rows or 1, seconds=given.seconds, report=print_note
         )
     if given.as_json:
-        print_json([each.to_dict() for each in found])
+        print_json([result.to_dict() for result in results])
         return
     shapes = ", ".join(f"{name} {array.dtype}{list(array.shape)}" for name, array in arrays.items())
     print_line(f"{module.manifest.model_name}, {plural(module.threads, 'thread')}: {shapes}")
     columns = ("runtime", "p50", "fastest", "items/s", "time to ours", "load, first run", "difference")
     lines = [
         (
-            f"{each.runtime} {each.version}",
-            format_seconds(each.p50),
-            format_seconds(each.fastest),
-            format_count(each.items_per_second),
-            f"{each.speedup:.2f}",
-            format_seconds(each.load),
-            f"{each.difference:.1e}",
+            f"{result.runtime} {result.version}",
+            format_seconds(result.p50),
+            format_seconds(result.fastest),
+            format_count(result.items_per_second),
+            f"{result.speedup:.2f}",
+            format_seconds(result.load),
+            f"{result.difference:.1e}",
         )
-        for each in found
+        for result in results
     ]
     print_table(columns, lines, columns[1:])
 

@@ -84,12 +84,12 @@ def command(given: _Options) -> None:
                 given.as_json,
             )
         elif given.static:
-            made = given.output if given.output is not None else given.module.with_suffix("")
+            program = given.output if given.output is not None else given.module.with_suffix("")
             _static(
                 artifact,
                 given.module,
                 device,
-                made,
+                program,
                 _text_of(artifact, no_text=given.no_text, raw=given.raw),
                 given.as_json,
             )
@@ -127,12 +127,12 @@ def _triton(
     module: Path,
     target: Any,
     output: Path,
-    given: tuple[str | None, int | None, int | None],
+    settings: tuple[str | None, int | None, int | None],
     as_json: bool,
 ) -> None:
     from compiler.serving.triton import TritonOptions, write_triton_repository
 
-    written = write_triton_repository(artifact, module, target, output, TritonOptions(*given))
+    written = write_triton_repository(artifact, module, target, output, TritonOptions(*settings))
     if as_json:
         print_json({**asdict(written), "folder": str(written.folder)})
         return

@@ -40,16 +40,16 @@ def _list(as_json: bool = options.JSON) -> None:
     from compiler.driver.module_cache import entries, limit_bytes
     from compiler.support.cache import cache_folder
 
-    found = entries()
+    cached = entries()
     if as_json:
-        print_json([asdict(each) for each in found])
+        print_json([asdict(entry) for entry in cached])
         return
     rows = [
-        (each.model, each.target, format_bytes(each.nbytes), f"{datetime.fromtimestamp(each.used):%Y-%m-%d %H:%M}")
-        for each in found
+        (entry.model, entry.target, format_bytes(entry.nbytes), f"{datetime.fromtimestamp(entry.used):%Y-%m-%d %H:%M}")
+        for entry in cached
     ]
     print_table(("model", "target", "size", "last used"), rows, ("size",))
-    total = format_bytes(sum(each.nbytes for each in found))
+    total = format_bytes(sum(entry.nbytes for entry in cached))
     print_line(f"{total} of at most {format_bytes(limit_bytes())} in {cache_folder()}")
 
 

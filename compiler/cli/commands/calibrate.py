@@ -80,18 +80,18 @@ def _semantic_cache(
     from compiler.serving.caches.semantic_calibration import calibrate_semantic_cache, read_pairs
 
     check_report(output, (".json",))
-    found = calibrate_semantic_cache(
+    calibration = calibrate_semantic_cache(
         TextEmbedder(load(embedder), tokenizer),
         read_pairs(pairs),
         max_false_hits=max_false_hits,
         extra=extra_words,
         synonyms=[group.split(",") for group in synonyms or []],
     )
-    found.save(output)
+    calibration.save(output)
     if as_json:
-        print_json({"path": str(output), **asdict(found)})
+        print_json({"path": str(output), **asdict(calibration)})
         return
-    print_line(str(found))
+    print_line(str(calibration))
     print_line(f"wrote {output}")
 
 
@@ -131,12 +131,12 @@ def _cascade(given: _CascadeOptions) -> None:
     samples = load_archive(given.samples, "--samples")
     run = BothModels(*modules, feeds).large
     evaluate, scored = classification_accuracy(modules[1], samples, given.labels, given.scored_output, run=run)
-    found = calibrate_cascade(
+    calibration = calibrate_cascade(
         *modules, evaluate, score=given.score, output=scored, max_drop=given.max_drop, feeds=feeds
     )
-    found.save(given.output)
+    calibration.save(given.output)
     if given.as_json:
-        print_json({"path": str(given.output), "cost_share": found.cost_share, **asdict(found)})
+        print_json({"path": str(given.output), "cost_share": calibration.cost_share, **asdict(calibration)})
         return
-    print_line(str(found))
+    print_line(str(calibration))
     print_line(f"wrote {given.output}")

@@ -120,11 +120,11 @@ def _answer(conversation: Any, line: str, images: list[str], chosen: Any) -> Non
 def _cancelled_by_interrupt() -> Iterator[threading.Event]:
     """Yield an event that Ctrl-C sets."""
     event = threading.Event()
-    before = signal.signal(signal.SIGINT, lambda *_: event.set())
+    previous_handler = signal.signal(signal.SIGINT, lambda *_: event.set())
     try:
         yield event
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, previous_handler)
 
 
 def _line() -> str | None:

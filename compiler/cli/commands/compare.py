@@ -66,7 +66,7 @@ def command(given: _Options) -> None:
     specs = {each.name: each for each in model_inputs(given.model)}
     fixed, sizes = divide_shapes(parse_shapes(given.shape or []), set(specs))
     with Steps() as steps:
-        found = compare(
+        comparison = compare(
             given.model,
             parse_arrays(given.inputs or [], "--input", specs) or None,
             reference=given.reference,
@@ -80,20 +80,20 @@ def command(given: _Options) -> None:
             threads=given.threads,
             progress=steps,
         )
-    if given.first_difference is not None and found.tensors:
-        found.save_first(given.first_difference)
-        print_note(f"wrote {given.first_difference}: {', '.join(found.tensors)}")
+    if given.first_difference is not None and comparison.tensors:
+        comparison.save_first(given.first_difference)
+        print_note(f"wrote {given.first_difference}: {', '.join(comparison.tensors)}")
     if given.as_json:
-        print_json(found.to_dict())
+        print_json(comparison.to_dict())
     else:
-        _print(found)
-    if not found.equal:
+        _print(comparison)
+    if not comparison.equal:
         raise typer.Exit(1)
 
 
-def _print(found: Any) -> None:
-    shown = [each for each in found.layers if each.differs][:_SHOWN]
-    rows = [(each.name, each.node, f"{each.error:.3g}", each.problem) for each in (*found.outputs, *shown)]
+def _print(comparison: Any) -> None:
+    shown = [each for each in comparison.layers if each.differs][:_SHOWN]
+    rows = [(each.name, each.node, f"{each.error:.3g}", each.problem) for each in (*comparison.outputs, *shown)]
     print_table(("value", "node", "error", "problem"), rows, ("error",))
     print_line()
-    print_line(found.summary)
+    print_line(comparison.summary)

@@ -80,12 +80,12 @@ def command(given: _Options) -> None:
         return
     text = prompt if prompt is not None else _standard_input()
     templated = bool(text) and not given.raw and model.description.chat_template is not None
-    asked: Any = _messages(text, given) if templated else text
+    request: Any = _messages(text, given) if templated else text
     specs = {} if model.encoder is None else {spec.name: spec for spec in model.encoder.inputs}
     read = parse_arrays(given.inputs, "--input", specs) if given.inputs else None
     media: dict[str, Any] = {"inputs": read, "images": given.images or None, "audio": given.audio}
     try:
-        result = model.generate(asked, chosen, stream=None if given.as_json else write_out, **media)
+        result = model.generate(request, chosen, stream=None if given.as_json else write_out, **media)
     except KeyboardInterrupt:
         if not given.as_json:
             write_out("\n")  # its message begins a line
@@ -108,13 +108,13 @@ def _transcribe(model: Any, audio: Any, language: str | None, chosen: Any, *, as
     """Print the transcription of speech of any length."""
     from compiler.generation import transcribe
 
-    found = transcribe(model, audio, chosen, language=language)
+    transcript = transcribe(model, audio, chosen, language=language)
     if as_json:
-        print_json(asdict(found))
+        print_json(asdict(transcript))
         return
-    write_out(f"{found.text}\n")
-    spoken = f", language {found.language}" if found.language else ""
-    print_note(f"{found.seconds:.1f} s of speech in {len(found.parts)} parts{spoken}")
+    write_out(f"{transcript.text}\n")
+    spoken = f", language {transcript.language}" if transcript.language else ""
+    print_note(f"{transcript.seconds:.1f} s of speech in {len(transcript.parts)} parts{spoken}")
 
 
 def _messages(text: str, given: _Options) -> list[dict[str, Any]]:

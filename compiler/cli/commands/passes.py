@@ -23,12 +23,12 @@ def command(as_json: bool = options.JSON) -> None:
 
     listed = list_passes()
     if as_json:
-        print_json([each.to_dict() for each in listed])
+        print_json([entry.to_dict() for entry in listed])
         return
     rows = []
     previous = ""
-    for each in listed:
-        position = "-" if each.position is None else str(each.position)
-        rows.append((each.phase if each.phase != previous else "", position, each.name, each.summary))
-        previous = each.phase
+    for entry in listed:
+        position = "-" if entry.position is None else str(entry.position)
+        rows.append((entry.phase if entry.phase != previous else "", position, entry.name, entry.summary))
+        previous = entry.phase
     print_table(("phase", "order", "pass", "what it does"), rows, ("order",))

@@ -88,21 +88,21 @@ def command(given: _Options) -> None:
         _print(profile, paths, limit)
 
 
-def _print_comparison(p50: float, other: float, compared: list[Any], limit: int | None) -> None:
+def _print_comparison(p50: float, other_p50: float, compared: list[Any], limit: int | None) -> None:
     def text(seconds: float | None) -> str:
         return "-" if seconds is None else format_seconds(seconds)
 
-    ratio = f"{other / p50:.2f}" if p50 > 0 else "-"
-    print_facts([("latency p50", f"{format_seconds(p50)}, the other {format_seconds(other)}: a ratio of {ratio}")])
+    ratio = f"{other_p50 / p50:.2f}" if p50 > 0 else "-"
+    print_facts([("latency p50", f"{format_seconds(p50)}, the other {format_seconds(other_p50)}: a ratio of {ratio}")])
     print_line()
     rows = [
         (
-            shorten(each.name, 48),
-            text(each.seconds),
-            text(each.other),
-            f"{each.other / each.seconds:.2f}" if each.seconds and each.other is not None else "-",
+            shorten(layer.name, 48),
+            text(layer.seconds),
+            text(layer.other),
+            f"{layer.other / layer.seconds:.2f}" if layer.seconds and layer.other is not None else "-",
         )
-        for each in compared[:limit]
+        for layer in compared[:limit]
     ]
     numbers = ("time", "other", "ratio")
     print_table(("layer", *numbers), rows, numbers)

@@ -66,13 +66,13 @@ def command(
             print_note(f"{unknown} records ignored: the line that describes their target is missing")
         for target, description in loaded.targets.items():
             with RecordWriter.in_folder(user_folder(), description) as writer:
-                own = [record for record in records if record.target == target]
-                for record in own:
+                target_records = [record for record in records if record.target == target]
+                for record in target_records:
                     writer.append(record)
                 for model in models:
                     if model.target == target:
                         writer.append(model)
-                print_line(f"added {len(own)} records to {writer.path}")
+                print_line(f"added {len(target_records)} records to {writer.path}")
 
 
 def _print(lines: Any, targets: Any) -> None:

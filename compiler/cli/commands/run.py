@@ -82,10 +82,10 @@ def command(
         check_writable(output)
     loaded = compiler.load(module, threads=threads, trusted_keys=trusted or None, verify=verify)
     specs = {spec.name: spec for spec in loaded.inputs}
-    given = parse_arrays(inputs or [], "--input", specs)
+    parsed = parse_arrays(inputs or [], "--input", specs)
     sizes = split_shapes(parse_shapes(shape or []), loaded.inputs)
-    arrays = complete_inputs(loaded, given, sizes or None)
-    note = made_up_note(loaded, given, sizes)
+    arrays = complete_inputs(loaded, parsed, sizes or None)
+    note = made_up_note(loaded, parsed, sizes)
     if note is not None:
         print_note(note)
     outputs = loaded.run(arrays)
@@ -103,13 +103,13 @@ def _print(described: dict[str, list[Any]], output: Path | None, verified: bool)
         print_heading(kind)
         rows = [
             (
-                each["name"],
-                each["dtype"],
-                str(each["shape"]),
-                *(_number(each[key]) for key in ("min", "max", "mean")),
-                str(each["nan"]),
+                row["name"],
+                row["dtype"],
+                str(row["shape"]),
+                *(_number(row[key]) for key in ("min", "max", "mean")),
+                str(row["nan"]),
             )
-            for each in arrays
+            for row in arrays
         ]
         numbers = ("min", "max", "mean", "NaN")
         print_table(("name", "type", "shape", *numbers), rows, numbers)
@@ -137,18 +137,18 @@ def show_predictions(module: Module, given: Sequence[Path | str], output: Path |
     from compiler.support.processing import IMAGE_TASKS
 
     _check_output(module, given, output)
-    if any(isinstance(each, str) for each in given) and processing_of(module).task in (*IMAGE_TASKS, "speech"):
+    if any(isinstance(source, str) for source in given) and processing_of(module).task in (*IMAGE_TASKS, "speech"):
         raise OptionError("--text is for modules that read texts", "give this one a file: tensorwright run MODULE FILE")
     documents = []
-    for each in given:
-        found = module.predict(each)
-        path = _written(found, each, output)
-        documents.append({"input": str(each), **found.to_dict(), **({} if path is None else {"picture": path})})
+    for source in given:
+        prediction = module.predict(source)
+        path = _written(prediction, source, output)
+        documents.append({"input": str(source), **prediction.to_dict(), **({} if path is None else {"picture": path})})
         if as_json:
             continue
         if len(given) > 1:
-            print_heading(str(each))
-        _print_prediction(found)
+            print_heading(str(source))
+        _print_prediction(prediction)
         if path is not None:
             print_line(f"wrote {path}")
     if as_json:
@@ -158,15 +158,15 @@ def show_predictions(module: Module, given: Sequence[Path | str], output: Path |
 def show_ranking(module: Module, query: str, texts: Sequence[str], as_json: bool) -> None:
     """Print texts ranked by how well they answer a query, best first. Raises as `Module.rank`."""
 
-    found = module.rank(query, texts)
+    ranking = module.rank(query, texts)
     if as_json:
-        print_json(found.to_dict())
+        print_json(ranking.to_dict())
     else:
-        rows = [(f"{each.score:.4f}", str(each.place + 1), each.text) for each in found]
+        rows = [(f"{each.score:.4f}", str(each.place + 1), each.text) for each in ranking]
         print_table(("score", "place", "text"), rows, ("score", "place"))
 
 
-def _check_output(module: Module, given: Sequence[Path | str], output: Path | None) -> None:
+def _check_output(module: Module, inputs: Sequence[Path | str], output: Path | None) -> None:
     from compiler.cli.paths import check_writable
     from compiler.runtime.prediction import processing_of
     from compiler.support.media_files import SUFFIXES
@@ -175,51 +175,51 @@ def _check_output(module: Module, given: Sequence[Path | str], output: Path | No
         return
     if processing_of(module).task not in ("detect", "segment"):
         raise OptionError("--output is for pictures with boxes or masks", "use --json, and redirect it to a file")
-    if len(given) > 1:
+    if len(inputs) > 1:
         raise OptionError("--output is one file, and there are several pictures", "leave it out, or run one at a time")
     if output.suffix.lower() not in SUFFIXES:
         raise OptionError(f"--output {output} is no picture", f"end its name in one of {', '.join(SUFFIXES)}")
     check_writable(output)
 
 
-def _written(found: Prediction, given: Path | str, output: Path | None) -> Path | None:
+def _written(prediction: Prediction, given: Path | str, output: Path | None) -> Path | None:
     """Write the picture with its boxes or mask, and return the file; None if there is none."""
     from compiler.runtime.prediction import Detections, Segmentation
 
-    if not isinstance(found, Detections | Segmentation):
+    if not isinstance(prediction, Detections | Segmentation):
         return None
     source = Path(given)
-    what = "boxes" if isinstance(found, Detections) else "mask"
+    what = "boxes" if isinstance(prediction, Detections) else "mask"
     path = output if output is not None else Path(f"{source.stem}-{what}{source.suffix}")
-    found.save(path)
+    prediction.save(path)
     return path
 
 
-def _print_prediction(found: Prediction) -> None:
+def _print_prediction(prediction: Prediction) -> None:
     from compiler.runtime.prediction import Classes, Detections, Segmentation, Text, Vector
 
-    if isinstance(found, Text):
-        print_line(f"{found} ({found.score:.3f})")
+    if isinstance(prediction, Text):
+        print_line(f"{prediction} ({prediction.score:.3f})")
         return
-    if isinstance(found, Vector):
-        shown = ", ".join(f"{each:.4f}" for each in found.values[:_NUMBERS])
-        print_line(f"[{shown}, ...] ({len(found.values)} numbers; --json prints all)")
+    if isinstance(prediction, Vector):
+        shown = ", ".join(f"{each:.4f}" for each in prediction.values[:_NUMBERS])
+        print_line(f"[{shown}, ...] ({len(prediction.values)} numbers; --json prints all)")
         return
-    if not len(found):
+    if not len(prediction):
         print_line("nothing was found")
         return
     rows: list[tuple[str, ...]]
-    if isinstance(found, Detections):
-        rows = [(each.name, f"{each.score:.3f}", *(f"{edge:.1f}" for edge in each.box)) for each in found]
+    if isinstance(prediction, Detections):
+        rows = [(each.name, f"{each.score:.3f}", *(f"{edge:.1f}" for edge in each.box)) for each in prediction]
         columns: Any = ("name", "score", "left", "top", "right", "bottom")
-    elif isinstance(found, Segmentation):
-        rows = [(each.name, format_percent(each.share)) for each in found]
+    elif isinstance(prediction, Segmentation):
+        rows = [(each.name, format_percent(each.share)) for each in prediction]
         columns = ("name", "share of the picture")
-    elif isinstance(found, Classes):
-        rows = [(each.name, f"{each.score:.3f}") for each in found]
+    elif isinstance(prediction, Classes):
+        rows = [(each.name, f"{each.score:.3f}") for each in prediction]
         columns = ("name", "score")
     else:
-        rows = [(f"{each.start:.2f} s", f"{each.end:.2f} s") for each in found]
+        rows = [(f"{each.start:.2f} s", f"{each.end:.2f} s") for each in prediction]
         columns = ("from", "to")
         print_line(f"speech in {plural(len(rows), 'part')}")
     print_table(columns, rows, columns[1:])

@@ -73,20 +73,20 @@ def command(given: _Options) -> None:
     limits = parse_numbers(given.budget, "--budget")
     samples = load_archives(given.samples, "--samples")
     with Steps() as steps:
-        found = compiler.search(
+        result = compiler.search(
             given.model,
             **parse_fixed(given.model, given.shape, given.constant),
             **keywords_of(compiler.search, given, budget=limits, calibration=samples, progress=steps),
         )
-        found.module.export(path)
-        written = None if given.family is None else found.write_family(given.family)
+        result.module.export(path)
+        written = None if given.family is None else result.write_family(given.family)
     if given.report is not None:
-        found.report.save(given.report)
+        result.report.save(given.report)
     if given.as_json:
         variants = {} if written is None else {"family": written.to_dict()}
-        print_json({"path": str(path), **found.report.to_dict(), **variants})
+        print_json({"path": str(path), **result.report.to_dict(), **variants})
         return
-    print_line(str(found.report))
+    print_line(str(result.report))
     if written is not None:
         print_line(str(written))
     print_line(f"wrote {path}")

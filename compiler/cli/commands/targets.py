@@ -57,25 +57,25 @@ def _targets(
     for problem in problems:
         print_note(problem)
     if as_json:
-        print_json([each.to_dict() for each in listed])
+        print_json([entry.to_dict() for entry in listed])
         return
     if not details:
         columns = ("target", "cores", "runs here", "what it is")
-        print_table(columns, [(each.name, _cores(each), _runs(each), _short(each.description)) for each in listed])
+        print_table(columns, [(entry.name, _cores(entry), _runs(entry), _short(entry.description)) for entry in listed])
         print_line()
         print_line("More: tensorwright targets --details, or --json. Conformance: tensorwright targets check NAME.")
         return
     rows = [
         (
-            each.name,
-            _machine(each),
-            _cores(each),
-            each.runs,
-            each.conformance or "not checked here",
-            each.toolchain or f"missing: {each.install}",
-            each.description,
+            entry.name,
+            _machine(entry),
+            _cores(entry),
+            entry.runs,
+            entry.conformance or "not checked here",
+            entry.toolchain or f"missing: {entry.install}",
+            entry.description,
         )
-        for each in listed
+        for entry in listed
     ]
     print_table(("target", "machine", "cores", "how it runs here", "conformance", "built by", "what it is"), rows)
     print_line()

@@ -156,16 +156,16 @@ def _pack(model: Path, target: str, output: Path, imports: ImportArguments, as_j
     from compiler.tuning.pack.folder import write_pack
 
     with Steps() as steps:
-        made = write_pack(model, target, output, imports=ImportOptions.of(imports), **settings, progress=steps)
+        written = write_pack(model, target, output, imports=ImportOptions.of(imports), **settings, progress=steps)
     if as_json:
-        print_json({**asdict(made), "folder": str(made.folder)})
+        print_json({**asdict(written), "folder": str(written.folder)})
         return 0
-    for name, why in made.skipped.items():
+    for name, why in written.skipped.items():
         print_note(f"not tuned: {name}: {why}")
-    known = f", {made.known} more already measured" if made.known else ""
-    print_line(f"{made.candidates} candidates of {made.tasks} kernels ({made.configs} configs{known})")
+    known = f", {written.known} more already measured" if written.known else ""
+    print_line(f"{written.candidates} candidates of {written.tasks} kernels ({written.configs} configs{known})")
     print_line(
-        f"wrote {output}, {format_bytes(made.bytes)}: start {output}/run on the machine with the device, and then"
+        f"wrote {output}, {format_bytes(written.bytes)}: start {output}/run on the machine with the device, and then"
     )
     print_line(f"tensorwright tune --target {target} --take {output}/results.json")
     return 0
@@ -174,10 +174,10 @@ def _pack(model: Path, target: str, output: Path, imports: ImportArguments, as_j
 def _take(results: Path, target: str, records: Path | None, as_json: bool) -> int:
     from compiler.tuning.pack.results import take
 
-    taken = take(results, target, records=records)
+    outcome = take(results, target, records=records)
     if as_json:
-        tasks = [{**asdict(task), "gain": task.gain} for task in taken.tasks]
-        print_json({**asdict(taken), "tasks": tasks, "records": str(taken.records)})
+        tasks = [{**asdict(task), "gain": task.gain} for task in outcome.tasks]
+        print_json({**asdict(outcome), "tasks": tasks, "records": str(outcome.records)})
         return 0
     rows = [
         (
@@ -188,15 +188,15 @@ def _take(results: Path, target: str, records: Path | None, as_json: bool) -> in
             format_seconds(task.best_seconds) if task.best_seconds else "",
             f"{task.gain:.2f}",
         )
-        for task in sorted(taken.tasks, key=lambda task: -task.count * (task.default_seconds or 0.0))
+        for task in sorted(outcome.tasks, key=lambda task: -task.count * (task.default_seconds or 0.0))
     ]
     print_table(("kernel", "rule", "calls", "default", "best", "gain"), rows, ("calls", "default", "best", "gain"))
     print_facts(
         [
-            ("model", taken.model),
-            ("device", taken.device),
-            ("records", f"{taken.added} added to {taken.records}, {taken.known} already there"),
-            ("failed", f"{taken.failed} of them were wrong or did not run"),
+            ("model", outcome.model),
+            ("device", outcome.device),
+            ("records", f"{outcome.added} added to {outcome.records}, {outcome.known} already there"),
+            ("failed", f"{outcome.failed} of them were wrong or did not run"),
         ]
     )
     return 0
