@@ -103,10 +103,10 @@ def _distilled(
 
     job.report("measure")
     candidate = canonical(trained.compressed() if trained is not None else imports.load(net), job.target)
-    after = job.measure(candidate)
-    job.require(after, "train longer, or with another weight= or temperature=")
+    measure = job.measure(candidate)
+    job.require(measure, "train longer, or with another weight= or temperature=")
     settings = {name: getattr(options, name) for name in ("method", "weight", "temperature", "epochs")}
-    return job.result(f"distill {options.method}", candidate, after, settings, trained=trained)
+    return job.result(f"distill {options.method}", candidate, measure, settings, trained=trained)
 
 
 def train_student(net: torch.nn.Module, options: DistillationOptions, report: Callable[[str], None]) -> None:
@@ -213,17 +213,17 @@ class Objective:
         """The loss of a batch, a scalar tensor."""
         import torch
 
-        given = tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
-        outputs = self.net(*given)
+        arguments = tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
+        outputs = self.net(*arguments)
         with torch.no_grad():
-            wanted = torch.as_tensor(self.teacher(*given))
-        if wanted.shape != outputs.shape:
-            raise OptionError(f"the teacher returns {tuple(wanted.shape)}, the student {tuple(outputs.shape)}")
-        total = response(outputs, wanted, self.options.temperature)
+            teacher_outputs = torch.as_tensor(self.teacher(*arguments))
+        if teacher_outputs.shape != outputs.shape:
+            raise OptionError(f"the teacher returns {tuple(teacher_outputs.shape)}, the student {tuple(outputs.shape)}")
+        total = response(outputs, teacher_outputs, self.options.temperature)
         for index in range(len(self.options.features)):
             total = total + self._feature(index)
         if self.options.method == "relation":
-            total = total + relation(outputs, wanted)
+            total = total + relation(outputs, teacher_outputs)
         if labels is None:
             return total
         task, weight = self.options.task or torch.nn.functional.cross_entropy, self.options.weight
@@ -232,16 +232,18 @@ class Objective:
     def _feature(self, index: int) -> Any:
         import torch
 
-        own, wanted = (self.seen[side, index] for side in ("student", "teacher"))
-        if own.ndim != wanted.ndim or (own.shape[2:] != wanted.shape[2:] and own.ndim > 3):
-            raise OptionError(f"features[{index}]: {tuple(own.shape)} cannot be compared with {tuple(wanted.shape)}")
-        axis = 1 if own.ndim > 3 else own.ndim - 1  # (batch, channels, height, width) or (..., width)
-        own, wanted = own.movedim(axis, -1), wanted.movedim(axis, -1)
-        if own.shape[-1] != wanted.shape[-1]:
+        student, teacher = (self.seen[side, index] for side in ("student", "teacher"))
+        if student.ndim != teacher.ndim or (student.shape[2:] != teacher.shape[2:] and student.ndim > 3):
+            raise OptionError(
+                f"features[{index}]: {tuple(student.shape)} cannot be compared with {tuple(teacher.shape)}"
+            )
+        axis = 1 if student.ndim > 3 else student.ndim - 1  # (batch, channels, height, width) or (..., width)
+        student, teacher = student.movedim(axis, -1), teacher.movedim(axis, -1)
+        if student.shape[-1] != teacher.shape[-1]:
             if index not in self.adapters:
-                self.adapters[index] = torch.nn.Linear(own.shape[-1], wanted.shape[-1]).to(own.device)
-            own = self.adapters[index](own)
-        return torch.nn.functional.mse_loss(own, wanted.detach())
+                self.adapters[index] = torch.nn.Linear(student.shape[-1], teacher.shape[-1]).to(student.device)
+            student = self.adapters[index](student)
+        return torch.nn.functional.mse_loss(student, teacher.detach())
 
 
 def response(outputs: Any, wanted: Any, temperature: float) -> Any:

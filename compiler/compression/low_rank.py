@@ -102,11 +102,11 @@ def _factorized(job: Job, options: FactorizationOptions) -> CompressedModel:
             f"none of {len(search.layers)} layers is {options.wanted} times faster in factors",
             "ask for less energy=; weights that are not of low rank are better pruned",
         )
-    names, after = _within_limit(job, search)
+    names, measure = _within_limit(job, search)
     chosen = {"energy": options.energy} if speedup is None else {"speedup": speedup}
     label = f"factorize {options.energy:.3g}" if speedup is None else f"factorize {speedup:.3g} times faster"
     settings = {"minimum_gain": options.minimum_gain} | chosen
-    return job.result(label, search.candidate(names), after, settings, _changes(search, names))
+    return job.result(label, search.candidate(names), measure, settings, _changes(search, names))
 
 
 @dataclass
@@ -145,17 +145,17 @@ class _Search:
                 self._try(layer)
 
     def _try(self, layer: Layer) -> None:
-        best, wanted = 0.0, self.options.wanted
+        best, min_gain = 0.0, self.options.wanted
         for energy in (self.options.energy,) if self.options.speedup is None else _ENERGIES:
             factors = self._factors(layer, energy)
             fewer = layer.weight.size / factors.multiplications
             # Fewer multiplications never made a layer faster by more than 4/3 of their ratio; without fewer, a gain is
             # noise of the clock.
-            promising = fewer > 1 and fewer * 4 / 3 >= wanted
+            promising = fewer > 1 and fewer * 4 / 3 >= min_gain
             known = self._timer.gain(layer, factors.weights) if promising else min(fewer, 1.0)
             gain = fewer if known is None else known
             best = max(best, gain)
-            if gain >= wanted:
+            if gain >= min_gain:
                 how = "fewer multiplications" if known is None else "faster"
                 self.factors[layer.name] = factors
                 self.details[layer.name] = f"{gain:.2f} times {how}"
@@ -189,25 +189,25 @@ def _unsuited(layer: Layer) -> str | None:
 def _within_limit(job: Job, search: _Search) -> tuple[list[str], Measure]:
     """(the layers to replace, the measure): all that are faster, without the worst ones if the limit requires that."""
     ranked = sorted(search.factors, key=lambda name: search.noise[name])
-    found: dict[int, Measure] = {}
+    measures: dict[int, Measure] = {}
 
-    def holds(whole: int) -> bool:
-        job.report(f"measure with {whole} of them whole again" if whole else "measure")
-        found[whole] = job.measure(search.candidate(ranked[whole:]))
-        return job.holds(found[whole])
+    def holds(full_count: int) -> bool:
+        job.report(f"measure with {full_count} of them whole again" if full_count else "measure")
+        measures[full_count] = job.measure(search.candidate(ranked[full_count:]))
+        return job.holds(measures[full_count])
 
     if holds(0):
-        return ranked, found[0]
+        return ranked, measures[0]
     count = fewest(holds, len(ranked) - 1) if len(ranked) > 1 else None
     if count is None:
-        last = found[max(found)]
+        last = measures[max(measures)]
         assert job.before.score is not None
         raise AccuracyError(
             f"the limit max_drop={job.max_drop} does not hold with any layer in factors: {job.before.score:.6g} before,"
             f" {last.score:.6g} after",
             "ask for more energy=, or allow a larger max_drop",
         )
-    return ranked[count:], found[count]
+    return ranked[count:], measures[count]
 
 
 def _changes(search: _Search, names: Collection[str]) -> list[LayerChange]:
@@ -270,10 +270,10 @@ class Factors:
 
 def rank_for(singular: Array, energy: float, multiple: int) -> int:
     """The smallest rank that keeps this fraction of the sum of squares, rounded up to whole vectors."""
-    kept = np.cumsum(singular.astype(np.float64) ** 2)
-    if not kept[-1]:
+    cumulative = np.cumsum(singular.astype(np.float64) ** 2)
+    if not cumulative[-1]:
         return 1
-    rank = int(np.searchsorted(kept, energy * kept[-1] * (1 - 1e-12)) + 1)
+    rank = int(np.searchsorted(cumulative, energy * cumulative[-1] * (1 - 1e-12)) + 1)
     return min(-(-rank // multiple) * multiple, len(singular))
 
 
@@ -360,12 +360,12 @@ def chain(call: Call, weights: Sequence[Array], emit: Emit) -> Expr:
     """The call's data through layers with these weights; the one with the kernel has the call's strides and padding."""
     value: Expr = call.args[0]
     is_matmul = call.op.name == "relax.matmul"
-    whole = 0 if is_matmul else _with_kernel(call, weights)
+    kernel_index = 0 if is_matmul else _with_kernel(call, weights)
     for index, weight in enumerate(weights):
         if is_matmul:
             result = relax.op.matmul(value, as_constant(weight))
         else:
-            result = _convolution(call, value, weight, own=index == whole)
+            result = _convolution(call, value, weight, own=index == kernel_index)
         value = result if index == len(weights) - 1 else emit(result)
     return value
 

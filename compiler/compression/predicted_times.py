@@ -149,14 +149,14 @@ class PredictedClock:
 
 def _calls(mod: IRModule) -> list[str]:
     """Names of the kernels that `main` calls, in order."""
-    found: list[str] = []
+    names: list[str] = []
 
     def visit(node: Expr) -> None:
         if isinstance(node, tvm.ir.Call) and isinstance(node.op, tvm.ir.Op) and node.op.name == "relax.call_tir":
-            found.append(str(node.args[0].name_hint))
+            names.append(str(node.args[0].name_hint))
 
     relax.analysis.post_order_visit(mod["main"], visit)
-    return found
+    return names
 
 
 def kernel_cycles(function: tirx.PrimFunc, count: OperationCount | None, machine: Machine) -> float:

@@ -318,21 +318,21 @@ def _where(index: int, steps: Sequence[Step]) -> str:
 
 
 def _completed(
-    steps: Sequence[Step], extra: Mapping[str, Mapping[str, object]], given: Mapping[str, object]
+    steps: Sequence[Step], extra: Mapping[str, Mapping[str, object]], common: Mapping[str, object]
 ) -> list[Step]:
     """The steps with both kinds of settings. Raises OptionError for the first invalid one."""
     more = _checked_extra(extra, steps)
-    whole = [(name, {**settings, **more.get(name, {})}) for name, settings in steps]
-    for index, (name, settings) in enumerate(whole):
+    completed = [(name, {**settings, **more.get(name, {})}) for name, settings in steps]
+    for index, (name, settings) in enumerate(completed):
         technique = get_technique(name)
         try:
-            whole_call = arguments(technique.run, {**given, **settings})
+            whole_call = arguments(technique.run, {**common, **settings})
             check_max_drop(whole_call["max_drop"])
             technique.check(whole_call)
         except OptionError as error:
-            error.message = f"{_where(index, whole)}: {error.message}"
+            error.message = f"{_where(index, completed)}: {error.message}"
             raise
-    return whole
+    return completed
 
 
 def _checked_extra(extra: Mapping[str, Mapping[str, object]], steps: Sequence[Step]) -> dict[str, dict[str, Any]]:
@@ -487,10 +487,10 @@ def checked_settings(step: str, function: Callable[..., Any], settings: Mapping[
 
 def arguments(function: Callable[..., Any], settings: Mapping[str, object]) -> dict[str, Any]:
     """All arguments of a technique: `settings`, its defaults, and None for those with neither."""
-    found: dict[str, Any] = {}
+    defaults: dict[str, Any] = {}
     for name, each in inspect.signature(function).parameters.items():
-        found[name] = None if each.default is inspect.Parameter.empty else each.default
-    return {**found, **settings}
+        defaults[name] = None if each.default is inspect.Parameter.empty else each.default
+    return {**defaults, **settings}
 
 
 def check_names(step: str, function: Callable[..., Any], settings: Mapping[str, object]) -> None:

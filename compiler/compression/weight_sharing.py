@@ -73,10 +73,10 @@ def _shared(job: Job, bits: int) -> CompressedModel:
         job.report(f"palettes of {tried} bits")
         new = {each.constant: shared(array_of(each.constant), tried) for each in weights}
         candidate = replace(job.model, mod=with_constants(job.model.mod, new))
-        after = job.measure(candidate)
-        if job.holds(after):
+        measure = job.measure(candidate)
+        if job.holds(measure):
             break
-    job.require(after, "allow a larger max_drop")
+    job.require(measure, "allow a larger max_drop")
     names = (
         each.name or f"weight_{index} {'x'.join(map(str, new[each.constant].shape))}"
         for index, each in enumerate(weights)
@@ -86,7 +86,7 @@ def _shared(job: Job, bits: int) -> CompressedModel:
         for name, size in zip(names, (new[each.constant].size for each in weights), strict=True)
     ]
     notes = () if tried == bits else (f"{bits} bits lost more than the limit allows",)
-    return job.result(f"share weights {tried} bits", candidate, after, {"bits": tried}, layers, notes)
+    return job.result(f"share weights {tried} bits", candidate, measure, {"bits": tried}, layers, notes)
 
 
 def check_bits(bits: int) -> None:

@@ -120,7 +120,7 @@ def recalibrated(net: nn.Module, sub: SubNet, batches: Sequence[Sequence[Any]]) 
     buffers = {name: buffer.clone() for name, buffer in net.named_buffers()}
     norms = [module for module in net.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
     names = {id(module): name for name, module in net.named_modules()}
-    before = [(module.momentum, module.training) for module in norms]
+    saved = [(module.momentum, module.training) for module in norms]
     for module in norms:
         prefix = f"{names[id(module)]}." if names[id(module)] else ""
         buffers[f"{prefix}running_mean"].zero_()
@@ -134,7 +134,7 @@ def recalibrated(net: nn.Module, sub: SubNet, batches: Sequence[Sequence[Any]]) 
             for inputs in batches:
                 computed(net, sub, inputs, buffers)
     finally:
-        for module, (momentum, training) in zip(norms, before, strict=True):
+        for module, (momentum, training) in zip(norms, saved, strict=True):
             module.momentum = momentum
             module.train(training)
     return buffers

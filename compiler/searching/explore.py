@@ -115,14 +115,14 @@ class Explorer:
     def evaluate(self, configs: Sequence[Config]) -> list[Candidate]:
         """Costs and scores; known ones are not computed again, and new ones are stored in the study one by one."""
         costs = self.costs_of(configs)
-        found = []
-        for config, each in zip(configs, costs, strict=True):
+        candidates = []
+        for config, config_costs in zip(configs, costs, strict=True):
             key = key_of(config)
             if key not in self._known:
-                self._known[key] = self.study.record(config, partial(self._scored, config, each))
+                self._known[key] = self.study.record(config, partial(self._scored, config, config_costs))
                 self._show()
-            found.append(self._known[key])
-        return found
+            candidates.append(self._known[key])
+        return candidates
 
     def looked_up(self, configs: Sequence[Config]) -> list[Candidate]:
         """Like `evaluate`, for configs that are not trials of the search."""
@@ -211,16 +211,16 @@ class Explorer:
 
     def _sample(self, until: int) -> None:
         while len(self._known) < until:
-            asked = self.study.proposals(min(_BATCH, until - len(self._known)))
+            proposals = self.study.proposals(min(_BATCH, until - len(self._known)))
             try:
-                before = len(self._known)
-                self.costs_of([config for _, config in asked])  # measures the kernels of all together
-                for trial, config in asked:
+                known_count = len(self._known)
+                self.costs_of([config for _, config in proposals])  # measures the kernels of all together
+                for trial, config in proposals:
                     self._finish(trial, config)
             finally:
-                for trial, _ in asked:
+                for trial, _ in proposals:
                     self.study.fail(trial)
-            if len(self._known) == before and not self.evaluate(self._unknown_neighbours()[:1]):
+            if len(self._known) == known_count and not self.evaluate(self._unknown_neighbours()[:1]):
                 return  # the space is exhausted
 
     def _finish(self, trial: Any, config: dict[str, Option]) -> None:
@@ -284,14 +284,14 @@ def _same(candidate: Candidate) -> Candidate:
 
 def _smallest_nets(knobs: Sequence[Knob]) -> list[dict[str, Option]]:
     """The smallest structure with each precision, and with each form of choices, the same for all layers."""
-    found = []
+    configs = []
     for index in range(max((len(knob.options) for knob in knobs if not knob.is_ordered), default=1)):
         config = smallest(knobs)
         for knob in knobs:
             if not knob.is_ordered:
                 config[knob.name] = knob.options[min(index, len(knob.options) - 1)]
-        found.append(config)
-    return found
+        configs.append(config)
+    return configs
 
 
 def _depths(knobs: Sequence[Knob]) -> list[dict[str, Option]]:
@@ -360,13 +360,13 @@ class Finalists:
             order, count = [*even, *(each for each in ranked if each not in even)], count + len(even)
         else:
             order = self._raced([*even, *(each for each in round_robin(ranked) if each not in even)])
-        found = self._finished(order, count, None, "finish finalist")
-        if not found:
+        finished = self._finished(order, count, None, "finish finalist")
+        if not finished:
             nearest = min(ranked or self._explorer.candidates, key=lambda each: each.excess)
             problem = self._failed or unreachable(nearest.costs, self._budget)
             problem.reached = self._explorer.candidates
             raise problem
-        return max(found, key=lambda each: each[1].score)
+        return max(finished, key=lambda each: each[1].score)
 
     def _raced(self, candidates: Sequence[Candidate]) -> list[Candidate]:
         """Contenders, the best after a short training first."""
@@ -376,13 +376,13 @@ class Finalists:
 
     def _finished(self, candidates: Iterable[Candidate], count: int, epochs: int | None, what: str) -> list[Chosen]:
         """The first `count` candidates that can be finished within the budget."""
-        found: list[Chosen] = []
+        results: list[Chosen] = []
         for candidate in candidates:
-            if len(found) == count:
+            if len(results) == count:
                 break
             if not self._is_within(candidate):
                 continue
-            self._report(f"{what} {len(found) + 1}")
+            self._report(f"{what} {len(results) + 1}")
             try:
                 finished = self._finisher.finish(candidate.config, epochs)
             except AccuracyError as error:
@@ -392,8 +392,8 @@ class Finalists:
                 error.reached = self._explorer.candidates
                 raise
             if excess(finished.costs, self._budget) <= 0:
-                found.append((candidate, finished))
-        return found
+                results.append((candidate, finished))
+        return results
 
     def _is_within(self, candidate: Candidate) -> bool:
         """True if it fits; queried once, since times vary."""

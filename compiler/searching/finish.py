@@ -178,24 +178,24 @@ class Finisher:
         steps += [row.step for row in done.report.rows[1:]]
         return done
 
-    def _quantized(self, model: ImportedModel, wanted: Mapping[str, str], steps: list[str]) -> ImportedModel:
+    def _quantized(self, model: ImportedModel, precisions: Mapping[str, str], steps: list[str]) -> ImportedModel:
         common = self._common()
         if self.costs.target.quantized_everywhere:
             steps.append("quantize all layers to int8")
             return quantize(model, scheme=SCHEMES["int8"], **{**common, "target": self.costs.target})
         names = [layer.name for layer in find_layers(model.mod, nodes=model.nodes).layers]
         for precision in ("int4", "bf16", "int8"):
-            chosen = [name for name in names if wanted.get(name) == precision]
+            chosen = [name for name in names if precisions.get(name) == precision]
             if not chosen:
                 continue
             self.report(f"quantize {len(chosen)} layer(s) to {precision}")
             here = [layer.name for layer in find_layers(model.mod, nodes=model.nodes).layers]
             decide = {name: INTEGER if name in chosen else FLOAT for name in here}
             # The target's integer scheme, in a module that this machine can run.
-            own: dict[str, Any] = (
+            settings: dict[str, Any] = (
                 {"activations": scheme_for(self.costs.target).activations} if precision == "int8" else {}
             )
-            quantized = quantize(model, scheme=SCHEMES[precision], decide=decide, **own, **common)
+            quantized = quantize(model, scheme=SCHEMES[precision], decide=decide, **settings, **common)
             steps.append(f"quantize {len(chosen)} layer(s) to {precision}")
             model = replace(ImportedModel(**{name: getattr(quantized, name) for name in vars(model)}))
         return model

@@ -58,16 +58,18 @@ class SearchGraph:
             None:
                 all.
         """
-        found = find_dependencies(model.mod, weight_names(model))
-        untraced = () if usable is None else (each for index, each in enumerate(found.producers) if index not in usable)
-        bound = found.units_of(each.constant for each in untraced)
+        dependencies = find_dependencies(model.mod, weight_names(model))
+        untraced = (
+            () if usable is None else (each for index, each in enumerate(dependencies.producers) if index not in usable)
+        )
+        bound = dependencies.units_of(each.constant for each in untraced)
         cells: dict[str, Cell] = {}
-        for cell in found.cells:
+        for cell in dependencies.cells:
             if len(cell.units) > 1 and not bound.intersection(cell.units.tolist()):
                 cells[_free_name(cell.name.rsplit(" ", 1)[0], cells)] = cell
-        scores = found.totals(_squares(found))
+        scores = dependencies.totals(_squares(dependencies))
         order = {name: cell.units[np.argsort(scores[cell.units], kind="stable")] for name, cell in cells.items()}
-        graph = cls(model, found, cells, order)
+        graph = cls(model, dependencies, cells, order)
         graph._layers = {layer.name: layer for layer in find_residual_layers(model)}
         return graph
 
@@ -87,7 +89,7 @@ class SearchGraph:
     def knobs(self, space: Space, lanes: int) -> list[Knob]:
         """Knobs of the structure: channels, heads, layers and filters. `lanes`: number of channels that the target
         computes at once: larger counts are kept in multiples of it."""
-        found = []
+        knobs = []
         inner = self._inner_cells()
         expansion = space.channels if space.expansion is None else space.expansion
         for name, cell in self.cells.items():
@@ -96,12 +98,12 @@ class SearchGraph:
             size = len(cell.units)
             gone = (rounded_count(round((1 - share) * size), size, cell.width, lanes) for share in shares)
             counts = {size - int(each) for each in gone}
-            found.append(Knob(f"{kind} {name}", kind, (*sorted(counts - {size}), size)))
+            knobs.append(Knob(f"{kind} {name}", kind, (*sorted(counts - {size}), size)))
         if space.layers:
-            found += [Knob(f"layer {name}", "layer", (False, True)) for name in self._layers]
+            knobs += [Knob(f"layer {name}", "layer", (False, True)) for name in self._layers]
         if space.kernels:
-            found += self._kernel_knobs(space.kernels)
-        return [knob for knob in found if len(knob.options) > 1 and not _is_kept(knob.name, space.keep)]
+            knobs += self._kernel_knobs(space.kernels)
+        return [knob for knob in knobs if len(knob.options) > 1 and not _is_kept(knob.name, space.keep)]
 
     def _inner_cells(self) -> set[str]:
         """Cells whose weights are all inside residual layers, and whose channels do not reach the sum."""
@@ -110,9 +112,9 @@ class SearchGraph:
         for name, cell in self.cells.items():
             units = set(cell.units.tolist())
             givers = [
-                each.constant
-                for each in self.found.producers
-                if each.labels is not None and units.intersection(self.found.units[each.labels].tolist())
+                producer.constant
+                for producer in self.found.producers
+                if producer.labels is not None and units.intersection(self.found.units[producer.labels].tolist())
             ]
             if givers and all(each in weights for each in givers):
                 inner.add(name)
@@ -156,11 +158,11 @@ def reduced(model: ImportedModel, found: Dependencies, removed: Array, config: C
     return with_kernels(model, kernels) if kernels else model
 
 
-def _squares(found: Dependencies) -> dict[GenericConst, Array]:
+def _squares(dependencies: Dependencies) -> dict[GenericConst, Array]:
     """Importance of the weights of matmuls and convolutions, element by element."""
     return {
         each.constant: array_of(each.constant).astype(np.float64) ** 2
-        for each in found.producers
+        for each in dependencies.producers
         if array_of(each.constant).ndim >= 2
     }
 

@@ -58,28 +58,28 @@ def uniform(knobs: Sequence[Knob], share: float) -> dict[str, Option]:
 
 def neighbours(knobs: Sequence[Knob], config: Config) -> list[dict[str, Option]]:
     """All configs that differ in one knob: by one step for an ordered one, to any other option for others."""
-    found: list[dict[str, Option]] = []
+    configs: list[dict[str, Option]] = []
     for knob in knobs:
         position = knob.options.index(config[knob.name])
         near = (position - 1, position + 1) if knob.is_ordered else range(len(knob.options))
-        found += [
+        configs += [
             {**config, knob.name: knob.options[index]}
             for index in near
             if index != position and 0 <= index < len(knob.options)
         ]
-    return found
+    return configs
 
 
 def exchanges(knobs: Sequence[Knob], config: Config) -> list[dict[str, Option]]:
     """The configs with one knob larger, or another alternative; then those with another knob smaller in exchange."""
     larger = [each for each in neighbours(knobs, config) if _rises(knobs, config, each)]
-    found = list(larger)
+    configs = list(larger)
     for raised in larger:
         for knob in knobs:
             index = knob.options.index(config[knob.name])
             if knob.is_ordered and index and raised[knob.name] == config[knob.name]:
-                found.append({**raised, knob.name: knob.options[index - 1]})
-    return found
+                configs.append({**raised, knob.name: knob.options[index - 1]})
+    return configs
 
 
 def _rises(knobs: Sequence[Knob], before: Config, after: Config) -> bool:

@@ -126,18 +126,18 @@ class LayerTable:
 
     def whole(self, lowered: LoweredModel) -> float:
         """Seconds per run of the module as compiled; new kernels are added to the table."""
-        found = self._measure.whole(lowered)
-        self._keep(found)
-        assert found.run is not None
-        return found.run.seconds
+        measured = self._measure.whole(lowered)
+        self._keep(measured)
+        assert measured.run is not None
+        return measured.run.seconds
 
-    def _keep(self, found: Measured) -> None:
-        run, contents = found.run, self._contents
-        before = None if run is None or self.missing(run.lowered) else self._sum(run.lowered)
-        contents.kernels.update({key: each for key, each in found.kernels.items() if key not in contents.kernels})
+    def _keep(self, measured: Measured) -> None:
+        run, contents = measured.run, self._contents
+        kernel_seconds = None if run is None or self.missing(run.lowered) else self._sum(run.lowered)
+        contents.kernels.update({key: each for key, each in measured.kernels.items() if key not in contents.kernels})
         if run is not None:
             calls = run.lowered.count
-            contents.whole.append(WholeRun(kernels=before, own=run.kernels, seconds=run.seconds, calls=calls))
+            contents.whole.append(WholeRun(kernels=kernel_seconds, own=run.kernels, seconds=run.seconds, calls=calls))
         if self._path is not None:
             write_json(self._path, contents.model_dump())
 
@@ -289,20 +289,20 @@ class CostModel:
 
     def costs(self, models: Sequence[ImportedModel]) -> list[Costs]:
         """Costs of several candidates; kernels that they share are measured only once."""
-        found: list[Costs] = [{} for _ in models]
+        all_costs: list[Costs] = [{} for _ in models]
         if self.accelerator is not None:
-            for costs, model in zip(found, models, strict=True):
+            for costs, model in zip(all_costs, models, strict=True):
                 costs.update(
                     {name: cost for name, cost in self.accelerator.costs(model).items() if name in self.wanted}
                 )
         elif "ms" in self.wanted:
-            for costs, seconds in zip(found, self._seconds(models), strict=True):
+            for costs, seconds in zip(all_costs, self._seconds(models), strict=True):
                 costs["ms"] = 1e3 * seconds
         if _SIZES.intersection(self.wanted):
-            for costs, model in zip(found, models, strict=True):
+            for costs, model in zip(all_costs, models, strict=True):
                 sizes = sizes_of(model, self.target)
                 costs.update({name: size for name, size in sizes.items() if name in self.wanted})
-        return found
+        return all_costs
 
     def _seconds(self, models: Sequence[ImportedModel]) -> list[float]:
         table = self.table

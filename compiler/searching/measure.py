@@ -149,14 +149,14 @@ class Modelled:
             self._pool.define(replace(task, key=key))
         trials = [Trial(key, config) for key, (_, config) in tasks.items()]
         outcomes = self._pool.trials(trials, lambda trial, outcome: None)
-        found: dict[str, float] = {}
+        seconds: dict[str, float] = {}
         for trial, outcome in zip(trials, outcomes, strict=True):
             if outcome.seconds is None:
                 raise UserError(
                     f"{self.name} cannot tell the cost of kernel {tasks[trial.key][0].key!r}: {outcome.note}"
                 )
-            found[trial.key] = outcome.seconds
-        return found
+            seconds[trial.key] = outcome.seconds
+        return seconds
 
     def close(self) -> None:
         """End the workers."""
@@ -185,7 +185,7 @@ def kernel_times(target: targets.Target, threads: int | None) -> KernelTimes:
         raise OptionError(f"{measurer.name}: {error.message}", error.hint) from error
 
 
-def _checked(found: Modelled) -> Modelled:
+def _checked(model: Modelled) -> Modelled:
     """Raise an error if the model's tool is missing."""
-    _ = found.name
-    return found
+    _ = model.name
+    return model

@@ -69,11 +69,11 @@ class Precisions:
     def applied(self, model: ImportedModel, config: Config) -> ImportedModel:
         """The canonical model with its layers quantized according to the config; completely if the target only supports
         integers."""
-        wanted = precisions_in(config)
+        precisions = precisions_in(config)
         if self.scheme.integer_only:
             return uncalibrated(model, self.target)
         by_scheme: dict[str, list[str]] = {}
-        for name, precision in wanted.items():
+        for name, precision in precisions.items():
             by_scheme.setdefault(precision, []).append(name)
         for precision in ("int4", "bf16"):
             if precision in by_scheme:
@@ -136,11 +136,11 @@ def _can_have(layer: Layer, precision: str) -> bool:
 def _with_weights(model: ImportedModel, scheme: str, names: Sequence[str]) -> ImportedModel:
     """The named layers with their weights rounded by a weight-only scheme."""
     rounds = make_scheme(scheme, _LAYERWISE)
-    wanted = set(names)
+    layer_names = set(names)
     layers = {
         layer.variable: layer
         for layer in find_layers(model.mod, nodes=model.nodes).layers
-        if layer.name in wanted and rounds.refuses(layer) is None
+        if layer.name in layer_names and rounds.refuses(layer) is None
     }
 
     def edit(variable: Var, call: Call, emit: Emit) -> Expr | None:

@@ -108,7 +108,7 @@ class SearchResult:
         return family
 
     def _within(self, budgets: Mapping[str, Mapping[str, float]]) -> dict[str, Candidate]:
-        found = {}
+        best = {}
         for name, given in budgets.items():
             limits = check_budget(given)
             if unknown := [limit for limit in limits if limit not in self.chosen.costs]:
@@ -116,8 +116,8 @@ class SearchResult:
             fits = [each for each in self.candidates if excess(each.costs, limits) <= 0]
             if not fits:
                 raise OptionError(f"no candidate meets budgets[{name!r}]", "allow more, or search with that budget")
-            found[name] = max(fits, key=lambda each: (each.score, -each.costs[self.report.cost]))
-        return found
+            best[name] = max(fits, key=lambda each: (each.score, -each.costs[self.report.cost]))
+        return best
 
     def __repr__(self) -> str:
         return f"<SearchResult {self.name!r}: {self.report!r}>"
@@ -263,9 +263,9 @@ class SearchReport:
             error = "no module was run whole" if self.table_error is None else f"off by {self.table_error:.1%} (median)"
             lines.append(f"table of {self.table} kernels, {self.measure}: {error}")
         lines.append(f"{'choice':<40}{'now':>10}{'before':>10}{'score it costs':>16}{self.cost + ' it saves':>16}")
-        for each in self.decisions:
+        for decision in self.decisions:
             lines.append(
-                f"{each.name:<40}{each.option!s:>10}{each.whole!s:>10}{_number(each.score):>16}{_number(each.saved):>16}"
+                f"{decision.name:<40}{decision.option!s:>10}{decision.whole!s:>10}{_number(decision.score):>16}{_number(decision.saved):>16}"
             )
         return "\n".join(lines)
 
@@ -307,17 +307,17 @@ def make_report(
 
 def _decisions(explorer: Explorer, chosen: Candidate) -> tuple[Decision, ...]:
     """Each choice reverted separately; only the first ones if there are many."""
-    whole: Mapping[str, Option] = {knob.name: knob.options[-1] for knob in explorer.net.knobs}
+    full_config: Mapping[str, Option] = {knob.name: knob.options[-1] for knob in explorer.net.knobs}
     changed = list(steps_away(explorer.net.knobs, chosen.config).items())
-    without = [{**chosen.config, name: whole[name]} for name, _ in changed[:_MAX_ABLATIONS]]
-    found = explorer.looked_up(without)
+    without = [{**chosen.config, name: full_config[name]} for name, _ in changed[:_MAX_ABLATIONS]]
+    candidates = explorer.looked_up(without)
     return tuple(
         Decision(
             name,
             option,
-            whole[name],
-            found[index].score - chosen.score if index < len(found) else None,
-            found[index].costs[explorer.main] - chosen.costs[explorer.main] if index < len(found) else None,
+            full_config[name],
+            candidates[index].score - chosen.score if index < len(candidates) else None,
+            candidates[index].costs[explorer.main] - chosen.costs[explorer.main] if index < len(candidates) else None,
         )
         for index, (name, option) in enumerate(changed)
     )
@@ -372,12 +372,12 @@ def _table(report: SearchReport) -> Table:
     ]
     rows = [
         {
-            "name": each.name,
-            "option": str(each.option),
-            "whole": str(each.whole),
-            "score": each.score,
-            "saved": each.saved,
+            "name": decision.name,
+            "option": str(decision.option),
+            "whole": str(decision.whole),
+            "score": decision.score,
+            "saved": decision.saved,
         }
-        for each in report.decisions
+        for decision in report.decisions
     ]
     return Table(columns, rows)

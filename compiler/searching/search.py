@@ -201,7 +201,7 @@ class _Search:
     def _identity(self) -> str:
         """Identity of the search, by which a storage is matched."""
         options = self.options
-        told = [
+        facts = [
             tvm_ffi.structural_hash(self.job.model.mod),
             [(knob.name, knob.options) for knob in self.net.knobs],
             self.budget,
@@ -210,7 +210,7 @@ class _Search:
             options.epochs,
             options.learning_rate,
         ]
-        return hashlib.sha256(json.dumps(told, default=str).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(facts, default=str).encode()).hexdigest()
 
     def result(self) -> SearchResult:
         """Run the search. Raises as `search`."""

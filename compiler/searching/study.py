@@ -45,10 +45,10 @@ class Study:
         self._optuna.logging.set_verbosity(self._optuna.logging.WARNING)
         self._knobs, self._main, self._sampler, self._seed = list(knobs), main, sampler, seed
         self._study = self._opened(storage)
-        held = self._study.user_attrs.get("identity")
-        if held is None:
+        stored_identity = self._study.user_attrs.get("identity")
+        if stored_identity is None:
             self._study.set_user_attr("identity", identity)
-        elif held != identity:
+        elif stored_identity != identity:
             raise OptionError(
                 f"storage={str(storage)!r} holds a search of another net, space, budget, target or seed",
                 "name another file, or remove that one",
@@ -104,25 +104,25 @@ class Study:
     def proposals(self, count: int) -> list[tuple[Any, dict[str, Option]]]:
         """(trial, config) that the sampler would try next; each trial must be finished. The same earlier trials yield
         the same proposals."""
-        found = []
+        proposals = []
         for _ in range(count):
             trial = self._asked()
-            found.append((trial, {knob.name: knob.options[int(trial.params[knob.name])] for knob in self._knobs}))
-        return found
+            proposals.append((trial, {knob.name: knob.options[int(trial.params[knob.name])] for knob in self._knobs}))
+        return proposals
 
     def finish(self, trial: Any, evaluate: Callable[[], Candidate]) -> Candidate:
         """Evaluate a trial and store the result."""
         try:
-            found = evaluate()
+            candidate = evaluate()
         except BaseException:
             self.fail(trial)
             raise
-        trial.set_user_attr("costs", found.costs)
-        trial.set_user_attr("excess", found.excess)
+        trial.set_user_attr("costs", candidate.costs)
+        trial.set_user_attr("excess", candidate.excess)
         with self._quiet():
-            trial.set_constraint("budget", found.excess)
-        self._study.tell(trial, [found.score, found.costs[self._main]])
-        return found
+            trial.set_constraint("budget", candidate.excess)
+        self._study.tell(trial, [candidate.score, candidate.costs[self._main]])
+        return candidate
 
     def fail(self, trial: Any) -> None:
         """End a trial without values; does nothing if it has already ended."""

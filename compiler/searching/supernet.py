@@ -54,13 +54,13 @@ def train_shared(work: TorchNet, options: SearchOptions, report: Callable[[str],
                 inputs, labels = pair_of(batch)
                 rate.apply(optimizer, progress)
                 optimizer.zero_grad()
-                wanted = _largest(work, largest(knobs), inputs, labels, options)
+                teacher_outputs = _largest(work, largest(knobs), inputs, labels, options)
                 drawn = [{**sampled(knobs, random), **next(shapes)} for _ in range(_RANDOM)]
                 others: list[Config] = [smallest(knobs), *drawn]
                 for config in others:
                     select(work.net, config)
                     outputs = computed(work.net, work.sub_net(config), inputs)
-                    response(outputs, wanted, _TEMPERATURE).backward()
+                    response(outputs, teacher_outputs, _TEMPERATURE).backward()
                 optimizer.step()
     work.net.eval()
 
@@ -155,12 +155,12 @@ def read_weights(net: torch.nn.Module, path: Path) -> None:
     """Load a net's weights. Raises StorageError if the file is damaged, or belongs to another net."""
     like = net.state_dict()
     try:
-        found = load_file(path)
+        weights = load_file(path)
     except (OSError, SafetensorError) as error:
         raise StorageError(f"{path} holds no weights: {error}", "remove it: they are trained anew") from error
-    if {name: each.shape for name, each in found.items()} != {name: each.shape for name, each in like.items()}:
+    if {name: each.shape for name, each in weights.items()} != {name: each.shape for name, each in like.items()}:
         raise StorageError(f"{path} holds the weights of another net", "remove it, or name another storage=")
-    net.load_state_dict(found)
+    net.load_state_dict(weights)
 
 
 def digest_of(net: torch.nn.Module) -> str:
@@ -193,10 +193,10 @@ class SubNetwork(Pruned):
         work.mask_parameters(skeleton.masks(config))
         batches = owner.batches
         if batches and has_batch_norm(net):
-            own = recalibrated(net, owner.sub_net(config), batches)
+            buffers = recalibrated(net, owner.sub_net(config), batches)
             with torch.no_grad():
                 for name, buffer in net.named_buffers():
-                    buffer.copy_(own[name])
+                    buffer.copy_(buffers[name])
         work._compute_as_sub_net()
         return work
 

@@ -136,11 +136,11 @@ class TorchNet:
         """Skeleton for the config's choices and resolution; the latest ones are cached."""
         share = config.get("resolution", 1.0)
         key = (share, *(config.get(f"choice {name}", len(block) - 1) for name, block in choices_of(self.net).items()))
-        found = self._skeletons.pop(key, None) or self._made(config, float(share))
-        self._skeletons[key] = found
+        skeleton = self._skeletons.pop(key, None) or self._made(config, float(share))
+        self._skeletons[key] = skeleton
         while len(self._skeletons) > _SKELETONS:
             self._skeletons.pop(next(iter(self._skeletons)))
-        return found
+        return skeleton
 
     def _made(self, config: Config, share: float) -> Skeleton:
         net = materialized(self._untrained, config).eval()
@@ -170,13 +170,13 @@ class TorchNet:
             yield from repeat({})
             return
         most = max(len(knob.options) for knob in outer)
-        found: list[dict[str, Option]] = []
-        while not self._needs_graphs or len(found) < _SHAPES:
+        configs: list[dict[str, Option]] = []
+        while not self._needs_graphs or len(configs) < _SHAPES:
             columns = {knob.name: _balanced(knob.options, most, random) for knob in outer}
             drawn = [{name: column[index] for name, column in columns.items()} for index in range(most)]
-            found += drawn if self._needs_graphs else []
+            configs += drawn if self._needs_graphs else []
             yield from drawn
-        yield from cycle(found[:_SHAPES])
+        yield from cycle(configs[:_SHAPES])
 
     def sub_net(self, config: Config) -> SubNet:
         """The sub-net that computes a config in torch."""
@@ -229,7 +229,7 @@ class TorchNet:
 
     def _runner(self, sub: SubNet, buffers: Mapping[str, Any] | None) -> Run:
         names = [spec.name for spec in self.job.model.inputs]
-        given = [spec.name for spec in self.job.model.outputs]
+        output_names = [spec.name for spec in self.job.model.outputs]
 
         def run(inputs: Mapping[str, Array]) -> Mapping[str, Array]:
             missing = [name for name in names if name not in inputs]
@@ -239,7 +239,7 @@ class TorchNet:
             with torch.no_grad():
                 outputs = computed(self.net, sub, tensors, buffers)
             flat = torch.utils._pytree.tree_leaves(outputs)
-            return {name: each.numpy() for name, each in zip(given, flat, strict=True)}
+            return {name: each.numpy() for name, each in zip(output_names, flat, strict=True)}
 
         return run
 
@@ -281,20 +281,20 @@ def _centre(shape: tuple[int, ...], size: int) -> Array:
 
 def _scaled_example(imports: ImportOptions, share: float) -> tuple[tuple[int, int], ImportOptions]:
     """(height and width, the import options at that size). Raises OptionError if there is no image."""
-    given: Any = imports.example_inputs
-    values = list(given.values()) if isinstance(given, Mapping) else list(given or ())
-    images = [each for each in values if getattr(each, "ndim", 0) == 4]
+    example: Any = imports.example_inputs
+    values = list(example.values()) if isinstance(example, Mapping) else list(example or ())
+    images = [value for value in values if getattr(value, "ndim", 0) == 4]
     if not images:
         raise OptionError("space= has a resolution, and no input is an image (N, C, H, W)", "leave resolution out")
-    size = tuple(max(1, round(int(each) * share)) for each in images[0].shape[2:])
+    size = tuple(max(1, round(int(value) * share)) for value in images[0].shape[2:])
 
-    def smaller(each: Any) -> Any:
-        return torch.zeros(*each.shape[:2], *size, dtype=each.dtype) if getattr(each, "ndim", 0) == 4 else each
+    def smaller(value: Any) -> Any:
+        return torch.zeros(*value.shape[:2], *size, dtype=value.dtype) if getattr(value, "ndim", 0) == 4 else value
 
     inputs: Any = (
-        {name: smaller(each) for name, each in given.items()}
-        if isinstance(given, Mapping)
-        else tuple(smaller(each) for each in values)
+        {name: smaller(value) for name, value in example.items()}
+        if isinstance(example, Mapping)
+        else tuple(smaller(value) for value in values)
     )
     return (size[0], size[1]), replace(imports, example_inputs=inputs)
 
@@ -307,12 +307,12 @@ def _example(imports: ImportOptions) -> dict[str, Any] | list[Any]:
 @contextmanager
 def on_threads(count: int | None) -> Iterator[None]:
     """Run torch on a number of threads; None: its own setting."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(before if count is None else count)
+    previous = torch.get_num_threads()
+    torch.set_num_threads(previous if count is None else count)
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(previous)
 
 
 @contextmanager
@@ -352,7 +352,7 @@ def modules_of_layers(net: nn.Module, graph: SearchGraph, example: Mapping[str, 
     definitions = _definitions(graph.model)
     tracker = NodeTracker(graph.model.nodes)
     sizes, norm_after = _watched(net, example)
-    found = {}
+    by_layer = {}
     for name, layer in graph.residual_layers.items():
         left, right = definitions[layer.result].args
         added: Any = right if left.same_as(layer.passed) else left
@@ -362,10 +362,10 @@ def modules_of_layers(net: nn.Module, graph: SearchGraph, example: Mapping[str, 
             modules = [each for each, size in sizes.items() if each in names and size == _size(added)]
             if modules:
                 # Importing folds a batch norm into the convolution before it.
-                found[name] = norm_after.get(modules[-1], modules[-1])
+                by_layer[name] = norm_after.get(modules[-1], modules[-1])
                 break
             added = _before(definitions.get(added))
-    return found
+    return by_layer
 
 
 def _definitions(model: ImportedModel) -> dict[Var, Any]:

@@ -148,21 +148,21 @@ def factor_groups(before: Sequence[object], after: Sequence[object]) -> list[tup
     groups: list[tuple[list[int], list[int]]] = []
     i = j = 0
     while i < len(before) and j < len(after):
-        given, made = [i], [j]
+        from_axes, to_axes = [i], [j]
         i, j = i + 1, j + 1
-        while (side := _smaller([before[k] for k in given], [after[k] for k in made])) is not None:
+        while (side := _smaller([before[k] for k in from_axes], [after[k] for k in to_axes])) is not None:
             if side == 0 and i < len(before):
-                given.append(i)
+                from_axes.append(i)
                 i += 1
             elif side == 1 and j < len(after):
-                made.append(j)
+                to_axes.append(j)
                 j += 1
             else:  # no way to balance them
-                given += range(i, len(before))
-                made += range(j, len(after))
+                from_axes += range(i, len(before))
+                to_axes += range(j, len(after))
                 i, j = len(before), len(after)
                 break
-        groups.append((given, made))
+        groups.append((from_axes, to_axes))
     if i < len(before) or j < len(after):  # sizes of 1
         groups.append((list(range(i, len(before))), list(range(j, len(after)))))
     return groups
@@ -367,35 +367,37 @@ def permute(trace: Trace, call: Call, values: Sequence[Value]) -> Value:
 @axis_rule("relax.reshape", "relax.flatten", "relax.squeeze", "relax.expand_dims")
 def reshape(trace: Trace, call: Call, values: Sequence[Value]) -> Value:
     """Split and join axes in groups with equal products."""
-    before, after = shape_of(call.args[0]), shape_of(call)
-    if before is None or after is None:
+    from_shape, to_shape = shape_of(call.args[0]), shape_of(call)
+    if from_shape is None or to_shape is None:
         fix_value(trace, values[0])
         return [None] * int(call.ty.ndim)
-    result: Axes = [None] * len(after)
-    for given, made in factor_groups(before, after):
-        axes = [values[0][index] for index in given]
-        moved = _regroup(trace, [before[index] for index in given], axes, [after[index] for index in made])
-        for index, axis in zip(made, moved, strict=True):
+    result: Axes = [None] * len(to_shape)
+    for from_axes, to_axes in factor_groups(from_shape, to_shape):
+        axes = [values[0][index] for index in from_axes]
+        moved = _regroup(
+            trace, [from_shape[index] for index in from_axes], axes, [to_shape[index] for index in to_axes]
+        )
+        for index, axis in zip(to_axes, moved, strict=True):
             result[index] = axis
     return result
 
 
-def _regroup(trace: Trace, before: list[object], axes: Axes, after: list[object]) -> Axes:
-    """The axes of sizes `after` after reshaping those of sizes `before`; at most one of them can be pruned."""
-    if len(before) == len(after) == 1:
+def _regroup(trace: Trace, from_shape: list[object], axes: Axes, to_shape: list[object]) -> Axes:
+    """The axes after reshaping `from_shape` to `to_shape`; at most one of them can be pruned."""
+    if len(from_shape) == len(to_shape) == 1:
         return axes
-    fixed: Axes = [None] * len(after)
-    live = [index for index, axis in enumerate(axes) if axis is not None and before[index] != 1]
-    sizes = [size for size in (*before, *after) if isinstance(size, int)]
-    known = len(sizes) == len(before) + len(after)
-    if len(live) != 1 or not known or int(np.prod([size for size in before if isinstance(size, int)])) > _LARGEST:
+    fixed: Axes = [None] * len(to_shape)
+    live = [index for index, axis in enumerate(axes) if axis is not None and from_shape[index] != 1]
+    sizes = [size for size in (*from_shape, *to_shape) if isinstance(size, int)]
+    known = len(sizes) == len(from_shape) + len(to_shape)
+    if len(live) != 1 or not known or int(np.prod([size for size in from_shape if isinstance(size, int)])) > _LARGEST:
         fix_value(trace, axes)
         return fixed
-    sizes_before, sizes_after = sizes[: len(before)], sizes[len(before) :]
+    sizes_before, sizes_after = sizes[: len(from_shape)], sizes[len(from_shape) :]
     kept_axis = live[0]
     labels = axes[kept_axis]
     assert labels is not None
-    shape = [1] * len(before)
+    shape = [1] * len(from_shape)
     shape[kept_axis] = -1
     elements = np.broadcast_to(labels.reshape(shape), sizes_before).reshape(sizes_after)
     chosen = _function_of(trace, elements)
@@ -412,23 +414,23 @@ def _regroup(trace: Trace, before: list[object], axes: Axes, after: list[object]
 def _function_of(trace: Trace, elements: Labels) -> int | None:
     """The only axis that decides which positions are removed together."""
     roots = trace.nodes.roots()[elements]
-    found = []
+    axes = []
     for index, size in enumerate(elements.shape):
         rows = np.moveaxis(roots, index, 0).reshape(size, -1)
         if size > 1 and bool((rows == rows[:, :1]).all()):
-            found.append(index)
-    return max(found, key=lambda index: elements.shape[index]) if found else None
+            axes.append(index)
+    return max(axes, key=lambda index: elements.shape[index]) if axes else None
 
 
 @axis_rule("relax.broadcast_to")
 def broadcast_to(trace: Trace, call: Call, values: Sequence[Value]) -> Value:
-    before, after = shape_of(call.args[0]), shape_of(call)
-    if before is None or after is None:
+    from_shape, to_shape = shape_of(call.args[0]), shape_of(call)
+    if from_shape is None or to_shape is None:
         fix_value(trace, values[0])
         return [None] * int(call.ty.ndim)
-    result: Axes = [None] * len(after)
-    for index in range(-len(before), 0):
-        if before[index] == after[index]:
+    result: Axes = [None] * len(to_shape)
+    for index in range(-len(from_shape), 0):
+        if from_shape[index] == to_shape[index]:
             result[index] = values[0][index]
         else:
             trace.nodes.fix(values[0][index])
@@ -466,14 +468,14 @@ def slice_bounds(call: Call) -> list[tuple[int, int, int]] | None:
     axes, begins, ends = (list(map(int, row)) for row in numbers[:3])  # type: ignore[arg-type]
     if shape is None or (len(numbers) > 3 and any(step != 1 for step in numbers[3])):
         return None
-    found = []
+    bounds = []
     for axis, begin, end in zip(axes, begins, ends, strict=True):
         size = shape[axis]
         if not isinstance(size, int):
             return None
         begin, end = (min(max(each + size if each < 0 else each, 0), size) for each in (begin, end))
-        found.append((axis % len(shape), begin, end))
-    return found
+        bounds.append((axis % len(shape), begin, end))
+    return bounds
 
 
 def _number(field: object) -> int | None:

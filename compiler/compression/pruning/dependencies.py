@@ -194,11 +194,11 @@ def _fixed_type(ty: object) -> Value:
 
 def _read(expr: Expr) -> list[Expr]:
     """Variables and constants anywhere in an expression."""
-    found: list[Expr] = []
+    operands: list[Expr] = []
     relax.analysis.post_order_visit(
-        expr, lambda each: found.append(each) if isinstance(each, relax.Var | GenericConst) else None
+        expr, lambda each: operands.append(each) if isinstance(each, relax.Var | GenericConst) else None
     )
-    return found
+    return operands
 
 
 def _cells(producers: list[Producer], units: Labels, heads: set[int], names: Mapping[GenericConst, str]) -> list[Cell]:

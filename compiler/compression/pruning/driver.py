@@ -122,20 +122,20 @@ def _pruned(source: object, options: PruningOptions, common: JobOptions, imports
 
 def _largest(work: OneShot) -> CompressedModel:
     """The largest amount for which the limit holds, assuming that pruning less never hurts more."""
-    found, low, high = None, 0, len(_SEARCHED)
+    best, low, high = None, 0, len(_SEARCHED)
     while low < high:
         middle = (low + high) // 2
         result = work.pruned(_SEARCHED[middle])
         if work.job.holds(result.report.after):
-            found, low = result, middle + 1
+            best, low = result, middle + 1
         else:
             high = middle
-    if found is None:
+    if best is None:
         raise AccuracyError(
             f"the limit max_drop={work.job.max_drop} does not hold with {_SEARCHED[0]:.0%} pruned",
             "allow a larger max_drop, or fine-tune: finetune=",
         )
-    return found
+    return best
 
 
 class OneShot:
@@ -172,14 +172,14 @@ class OneShot:
         gone = set(order.tolist())
         mod = without_layers(self.job.model.mod, [layers[index] for index in sorted(gone)])
         candidate = replace(self.job.model, mod=mod)
-        after = self.job.measure(candidate)
+        measure = self.job.measure(candidate)
         changes = [
             LayerChange(each.name, "removed", size_of(each), 0)
             if index in gone
             else LayerChange(each.name, "", size_of(each), size_of(each))
             for index, each in enumerate(layers)
         ]
-        return self.job.result(self.plan.title(amount), candidate, after, self.plan.settings(amount), changes)
+        return self.job.result(self.plan.title(amount), candidate, measure, self.plan.settings(amount), changes)
 
     def _smaller(self, amount: float) -> CompressedModel:
         cells = self.plan.cells(self.found)

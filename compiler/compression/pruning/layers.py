@@ -54,7 +54,7 @@ def find_residual_layers(model: ImportedModel) -> list[ResidualLayer]:
             readers[variable] = readers.get(variable, 0) + 1
     for variable in operands(mod["main"].body.body):
         readers[variable] = readers.get(variable, 0) + 1
-    found: list[ResidualLayer] = []
+    layers: list[ResidualLayer] = []
     for variable, value in bindings:
         if operator_name(value) != "relax.add":
             continue
@@ -65,15 +65,15 @@ def find_residual_layers(model: ImportedModel) -> list[ResidualLayer]:
             inner = _between(added, passed, values, readers)
             weights = _weights(values[each] for each in inner) if inner is not None else ()
             if weights:
-                found.append(ResidualLayer(names.name(variable, f"layer_{len(found)}"), variable, passed, weights))
+                layers.append(ResidualLayer(names.name(variable, f"layer_{len(layers)}"), variable, passed, weights))
                 break
-    return found
+    return layers
 
 
 def _between(added: Var, passed: Expr, values: dict[Var, Expr], readers: dict[Var, int]) -> list[Var] | None:
     """The variables that only `added` needs; None if none of them is computed from `passed`."""
-    left = {added: readers.get(added, 0) - 1}
-    order, reached, waiting = [], False, [added] if left[added] == 0 else []
+    pending_uses = {added: readers.get(added, 0) - 1}
+    order, reached, waiting = [], False, [added] if pending_uses[added] == 0 else []
     while waiting:
         variable = waiting.pop()
         order.append(variable)
@@ -83,20 +83,20 @@ def _between(added: Var, passed: Expr, values: dict[Var, Expr], readers: dict[Va
                 continue
             if operand not in values:
                 continue
-            left[operand] = left.get(operand, readers[operand]) - 1
-            if left[operand] == 0:
+            pending_uses[operand] = pending_uses.get(operand, readers[operand]) - 1
+            if pending_uses[operand] == 0:
                 waiting.append(operand)
     return order if reached else None
 
 
 def _weights(values: Iterable[Expr]) -> tuple[GenericConst, ...]:
-    found: dict[GenericConst, None] = {}
+    constants: dict[GenericConst, None] = {}
     for value in values:
         if isinstance(value, relax.Call):
             for argument in value.args:
                 if isinstance(argument, GenericConst) and array_of(argument).ndim > 1 and array_of(argument).size > 1:
-                    found[argument] = None
-    return tuple(found)
+                    constants[argument] = None
+    return tuple(constants)
 
 
 def without_layers(mod: IRModule, layers: Iterable[ResidualLayer]) -> IRModule:
@@ -124,9 +124,9 @@ def influences(job: Job, layers: Sequence[ResidualLayer]) -> list[float]:
     ("block influence", Men et al. 2024, ShortGPT)."""
     taps = dict.fromkeys(each for layer in layers for each in (layer.passed, layer.result))
     tapped = ModuleWithTaps(job.model, job.model.mod, list(taps), job.compile)
-    found: list[list[float]] = [[] for _ in layers]
+    by_layer: list[list[float]] = [[] for _ in layers]
     for sample in job.samples:
         tensors: dict[Var, Array] = tapped.run(sample)[1]
-        for layer, cosines in zip(layers, found, strict=True):
+        for layer, cosines in zip(layers, by_layer, strict=True):
             cosines.append(cosine(tensors[layer.passed], tensors[layer.result]))
-    return [1 - float(np.mean(each)) for each in found]
+    return [1 - float(np.mean(each)) for each in by_layer]

@@ -210,12 +210,12 @@ def _n_of_m(pattern: Pattern, values: Array, amount: float) -> Mask:
     wanted = 1 - pattern.keep / pattern.of
     gone = round((pattern.of - pattern.keep) * min(1.0, amount / wanted))
     result = np.ones(values.shape, np.bool_)
-    whole = values.shape[1] // pattern.of * pattern.of
-    groups = values[:, :whole].reshape(values.shape[0], -1, pattern.of)
+    full_columns = values.shape[1] // pattern.of * pattern.of
+    groups = values[:, :full_columns].reshape(values.shape[0], -1, pattern.of)
     order = np.argsort(groups, axis=2, kind="stable")[..., :gone]
     kept = np.ones(groups.shape, np.bool_)
     np.put_along_axis(kept, order, False, axis=2)
-    result[:, :whole] = kept.reshape(values.shape[0], whole)
+    result[:, :full_columns] = kept.reshape(values.shape[0], full_columns)
     return result
 
 
@@ -255,10 +255,10 @@ def select_units(
 def _global_counts(cells: Sequence[Cell], scores: Array, amount: float) -> list[int]:
     relative, owners = [], []
     for index, cell in enumerate(cells):
-        own = scores[cell.units]
-        known = own[np.isfinite(own)]
+        cell_scores = scores[cell.units]
+        known = cell_scores[np.isfinite(cell_scores)]
         mean = float(known.mean()) if known.size else 1.0
-        ordered = np.sort(own / (mean or 1.0))
+        ordered = np.sort(cell_scores / (mean or 1.0))
         ordered = ordered[: int(len(ordered) * (1 - _MIN_KEPT))]
         relative.append(ordered)
         owners.append(np.full(len(ordered), index))
@@ -273,12 +273,12 @@ def _global_counts(cells: Sequence[Cell], scores: Array, amount: float) -> list[
 def rounded_count(count: int, size: int, width: int, lanes: int) -> int:
     """Number of the `size` units to remove so that the rest fills vectors and is not empty."""
     step = max(1, lanes // np.gcd(width, lanes))
-    left = size - count
-    if left > step:
-        left = -(-left // step) * step
-    elif size > step and left > step // 2:
-        left = step
-    return size - max(1, min(left, size))
+    remaining = size - count
+    if remaining > step:
+        remaining = -(-remaining // step) * step
+    elif size > step and remaining > step // 2:
+        remaining = step
+    return size - max(1, min(remaining, size))
 
 
 # Constant weights of matmuls and convolutions as matrices of results by operands.

@@ -146,17 +146,17 @@ class Trained:
 def trained(net: torch.nn.Module, imports: ImportOptions) -> Trained:
     """Import a tagged copy of `net`. Raises as `import_model`, and OptionError for weights that are not float32."""
     model = imports.load(_tagged(net))
-    found = find_dependencies(model.mod, weight_names(model))
+    dependencies = find_dependencies(model.mod, weight_names(model))
     total = sum(each.numel() for each in net.parameters() if each.ndim >= 2)
     positions = {}
-    for constant in found.constants:
+    for constant in dependencies.constants:
         array = array_of(constant)
         if array.ndim >= 2 and array.dtype == np.float32:
             index = np.ascontiguousarray(array).view(np.int32).astype(np.int64) - _FIRST
             tagged = (index >= 0) & (index < total)
             if tagged.any() and bool((tagged | (array == 0)).all()):
                 positions[constant] = np.where(tagged, index, total)
-    return Trained(net, imports, found, positions)
+    return Trained(net, imports, dependencies, positions)
 
 
 def _tagged(net: torch.nn.Module) -> torch.nn.Module:
@@ -250,10 +250,10 @@ def prune_trained(
         work.train(options.finetune, options.rewind)
     job.report("measure")
     candidate = canonical(work.compressed(), job.target)
-    after = job.measure(candidate)
-    job.require(after, _ADVICE)
-    notes = () if plan.kind is None else (note_on_zeros(after, job.target),)
-    return job.result(plan.title(amount), candidate, after, plan.settings(amount), layers, notes, work)
+    measure = job.measure(candidate)
+    job.require(measure, _ADVICE)
+    notes = () if plan.kind is None else (note_on_zeros(measure, job.target),)
+    return job.result(plan.title(amount), candidate, measure, plan.settings(amount), layers, notes, work)
 
 
 def _step(job: Job, plan: Plan, work: Pruned, share: float, loss: Loss | None) -> list[LayerChange]:

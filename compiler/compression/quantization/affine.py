@@ -100,14 +100,14 @@ def noise_ratio(noisy: Array, exact: Array) -> tuple[float, float]:
 
     Positions that are infinite or NaN in the same way in both are ignored; in only one, they are infinite noise.
     """
-    found, wanted = noisy.astype(np.float64), exact.astype(np.float64)
-    usual = np.isfinite(found) & np.isfinite(wanted)
+    actual, expected = noisy.astype(np.float64), exact.astype(np.float64)
+    usual = np.isfinite(actual) & np.isfinite(expected)
     if not usual.all():
-        alike = (found == wanted) | (np.isnan(found) & np.isnan(wanted))
+        alike = (actual == expected) | (np.isnan(actual) & np.isnan(expected))
         if not (usual | alike).all():
-            return float("inf"), float((wanted[usual] ** 2).sum())
-        found, wanted = found[usual], wanted[usual]
-    return float(((found - wanted) ** 2).sum()), float((wanted**2).sum())
+            return float("inf"), float((expected[usual] ** 2).sum())
+        actual, expected = actual[usual], expected[usual]
+    return float(((actual - expected) ** 2).sum()), float((expected**2).sum())
 
 
 def decibels(noise: float, signal: float) -> float:

@@ -343,9 +343,9 @@ def _spread(counts: Array, levels: int) -> Array:
     return (occupied * share).reshape(-1)
 
 
-def _kullback_leibler(reference: Array, other: Array) -> float:
+def _kullback_leibler(reference: Array, candidate: Array) -> float:
     """sum of p log(p / q), with a small value for q where q is 0 but p is not."""
     p = reference / reference.sum()
-    q = other / max(float(other.sum()), 1.0)
+    q = candidate / max(float(candidate.sum()), 1.0)
     present = p > 0
     return float((p[present] * np.log(p[present] / np.maximum(q[present], 1e-9))).sum())

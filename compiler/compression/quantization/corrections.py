@@ -102,11 +102,11 @@ def _adds_to_channels(call: Call, layer: Layer) -> bool:
 
 
 def _factor(first: Array, second: Array, layer: Layer) -> Array:
-    before = np.abs(first).reshape(first.shape[0], -1).max(axis=1)
+    ranges = np.abs(first).reshape(first.shape[0], -1).max(axis=1)
     depthwise = int(layer.call.attrs.groups) > 1
-    after = np.abs(second if depthwise else second.swapaxes(0, 1)).reshape(before.size, -1).max(axis=1)
-    usable = (before > 0) & (after > 0)
-    return np.where(usable, np.sqrt(np.where(usable, before / np.where(after > 0, after, 1), 1)), 1.0)
+    following = np.abs(second if depthwise else second.swapaxes(0, 1)).reshape(ranges.size, -1).max(axis=1)
+    usable = (ranges > 0) & (following > 0)
+    return np.where(usable, np.sqrt(np.where(usable, ranges / np.where(following > 0, following, 1), 1)), 1.0)
 
 
 def _along_inputs(factor: Array, layer: Layer) -> Array:

@@ -157,15 +157,17 @@ def _static(job: Job, options: QuantizationOptions, decided: str | Mapping[str, 
     elif not options.keep_slower:
         build = partial(compile_model, target=job.target, threads=job.threads)
         speed = speed_limit(session, decided, job.target, build, job.report)
-    found, scores, tried = _within_limit(session, job)
-    while speed is not None and speed.tightened(found, job.samples[0]):
-        found, scores, more = _within_limit(session, job)
+    candidate, scores, tried = _within_limit(session, job)
+    while speed is not None and speed.tightened(candidate, job.samples[0]):
+        candidate, scores, more = _within_limit(session, job)
         tried += more
     job.report("report")
-    summary = make_report(session, found, job.target.name, scores, job.max_drop, tried)
+    summary = make_report(session, candidate, job.target.name, scores, job.max_drop, tried)
     if session.times:
         summary = replace(summary, decided=str(decided))
-    return job.finished(QuantizedModel(**vars(replace(session.model, mod=found.mod)), name=job.name, report=summary))
+    return job.finished(
+        QuantizedModel(**vars(replace(session.model, mod=candidate.mod)), name=job.name, report=summary)
+    )
 
 
 def _layerwise(
@@ -221,13 +223,13 @@ def _within_limit(session: _Search[Found], job: Job) -> tuple[Found, tuple[float
     """(the candidate within the limit with the fewest layers in float, the scores of the float model and of it, the
     number of measured candidates)"""
     evaluate = job.evaluate if job.evaluate is not None else likeness(session.samples, session.float_outputs)
-    before, max_drop, report = score(evaluate, session.float_module.run), job.max_drop, job.report
+    float_score, max_drop, report = score(evaluate, session.float_module.run), job.max_drop, job.report
     scores: dict[tuple[int, bool], float] = {}
 
     def holds(count: int, wide: bool = False) -> bool:
         report(f"evaluate with {plural(count, 'layer')} in {'16 bits' if wide else 'float'}" if count else "evaluate")
         scores[count, wide] = score(evaluate, session.candidate(count, wide).module.run)
-        return relative_drop(before, scores[count, wide]) <= max_drop
+        return relative_drop(float_score, scores[count, wide]) <= max_drop
 
     layers = session.quantizable
     if not layers and not session.slower:
@@ -248,11 +250,11 @@ def _within_limit(session: _Search[Found], job: Job) -> tuple[Found, tuple[float
     if count is None:
         best = max(scores.values())
         raise AccuracyError(
-            f"the limit max_drop={max_drop} does not hold with any layer quantized: {before:.6g} in float, at best"
+            f"the limit max_drop={max_drop} does not hold with any layer quantized: {float_score:.6g} in float, at best"
             f" {best:.6g}",
             "allow a larger max_drop, give more calibration samples, or try another method=",
         )
-    return session.candidate(count, wide), (before, scores[count, wide]), len(scores)
+    return session.candidate(count, wide), (float_score, scores[count, wide]), len(scores)
 
 
 def _reasons(session: _Search[_Candidate]) -> str:
@@ -263,7 +265,7 @@ def _reasons(session: _Search[_Candidate]) -> str:
 
 def _layerwise_report(
     session: LayerwiseSession,
-    found: LayerwiseCandidate,
+    candidate: LayerwiseCandidate,
     scores: tuple[float, float],
     limit: float,
     evaluations: int,
@@ -283,8 +285,8 @@ def _layerwise_report(
         drop=relative_drop(before, after),
         max_drop=limit,
         evaluations=evaluations,
-        layers=tuple(session.layer_reports(found)),
-        size=size_of(session.float_module, found.module, session.samples[0]),
+        layers=tuple(session.layer_reports(candidate)),
+        size=size_of(session.float_module, candidate.module, session.samples[0]),
         group=options.group,
     )
 

@@ -34,14 +34,14 @@ def edit_main(
     """
     main = mod["main"]
     builder = relax.BlockBuilder(mod)
-    wanted = set(taps)
-    outer: dict[Var, Var] = {each: each for each in main.params if each in wanted}
+    tapped = set(taps)
+    outer: dict[Var, Var] = {each: each for each in main.params if each in tapped}
     blocks = []
     for block in main.body.blocks:
         is_dataflow = isinstance(block, relax.DataflowBlock)
         bindings = _edited(block.bindings, edit, builder, relax.DataflowVar if is_dataflow else relax.Var)
         for binding in list(bindings):
-            if binding.var in wanted:
+            if binding.var in tapped:
                 outer[binding.var] = relax.Var(f"tap{len(outer)}", binding.var.ty)
                 bindings.append(relax.VarBinding(outer[binding.var], binding.var))
         blocks.append((relax.DataflowBlock if is_dataflow else relax.BindingBlock)(bindings))

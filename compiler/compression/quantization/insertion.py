@@ -185,21 +185,21 @@ def place_integer_only(
         for variable, call in calls.items()
         if _is_integer(call, operators) and variable not in _in_float(graph, layers)
     }
-    made = [variable for variable in calls if (variable in joined or variable in integer) and variable not in inner]
+    results = [variable for variable in calls if (variable in joined or variable in integer) and variable not in inner]
     parameters = set(mod["main"].params)
     read: dict[Var, frozenset[Var]] = {}
     for variable, call in calls.items():
         inputs = frozenset(each for _, each in activations_of(call) if each in parameters)
         if variable in joined:
             read[variable] = inputs
-    sites = [each for each in mod["main"].params if any(each in group for group in read.values())] + made
+    sites = [each for each in mod["main"].params if any(each in group for group in read.values())] + results
     return Placement(
         tuple(layers),
         tuple(graph.opaque_calls),
         tuple(sites),
         read,
         ties(graph, graph.opaque_calls, sites),
-        frozenset(made),
+        frozenset(results),
     )
 
 
@@ -222,20 +222,20 @@ def _inner(mod: IRModule, graph: LayerGraph) -> set[Var]:
     """Variables that only a bias, a clamp, or a function of the same tensor reads."""
     readers: dict[Var, list[Var | None]] = {}
     for variable, value in main_bindings(mod):
-        for each in operands(value):
-            readers.setdefault(each, []).append(variable)
-    for each in operands(mod["main"].body.body):
-        readers.setdefault(each, []).append(None)
+        for operand in operands(value):
+            readers.setdefault(operand, []).append(variable)
+    for operand in operands(mod["main"].body.body):
+        readers.setdefault(operand, []).append(None)
     biases = {layer.variable: layer.bias for layer in graph.layers}
-    found = set()
+    inner = set()
     for variable, by in readers.items():
         reader = by[0] if len(by) == 1 else None
         if reader is not None and (
             biases.get(variable) == reader
             or (_is_limit(graph.definitions.get(reader)) and variable in graph.definitions)
         ):
-            found.add(variable)
-    return found | _inside_chains(graph, readers, found)
+            inner.add(variable)
+    return inner | _inside_chains(graph, readers, inner)
 
 
 def _is_limit(call: Call | None) -> bool:

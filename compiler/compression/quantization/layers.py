@@ -129,19 +129,19 @@ def _note_rest(graph: LayerGraph, read: Iterable[Var]) -> None:
 def _note_call(
     graph: LayerGraph, variable: Var, call: Call, biases: dict[Var, Var], operators: Collection[str]
 ) -> None:
-    found = linear_operator_of(call, operators)
+    operator = linear_operator_of(call, operators)
     name = ""
-    if isinstance(found, LinearOperator | str) or is_look_up(call):
+    if isinstance(operator, LinearOperator | str) or is_look_up(call):
         name = graph.names.name(variable, label_of(call, len(graph.definitions)))
-    if isinstance(found, LinearOperator):
-        layer = Layer(name, variable, call, found, biases.get(variable))
+    if isinstance(operator, LinearOperator):
+        layer = Layer(name, variable, call, operator, biases.get(variable))
         graph.layers.append(layer)
         graph.read(layer.data, variable)
         return
     if is_look_up(call):
         graph.look_ups.append(Layer(name, variable, call, LOOK_UP, None))
-    if isinstance(found, str):
-        graph.refused.append((name, found))
+    if isinstance(operator, str):
+        graph.refused.append((name, operator))
     data = [each for _, each in activations_of(call)]
     roots = {graph.root(each) for each in data}
     if is_transparent(call) and len(roots) == 1:
@@ -150,8 +150,8 @@ def _note_call(
         operator_name(call) in OPAQUE_OPERATORS or (operator_name(call) in ELEMENTWISE and is_transparent(call))
     ):
         graph.opaque_calls.append(OpaqueCall(variable, call, tuple(data)))
-        for each in data:
-            graph.read(each, variable)
+        for operand in data:
+            graph.read(operand, variable)
     else:
         _note_rest(graph, operands(call))
 
@@ -162,13 +162,13 @@ def _biases(bindings: list[tuple[Var, relax.Expr]]) -> dict[Var, Var]:
     for _, value in bindings:
         for each in operands(value):
             uses[each] = uses.get(each, 0) + 1
-    found = {}
+    biases = {}
     for variable, value in bindings:
         if operator_name(value) == "relax.add" and isinstance(value.args[1], GenericConst):
             data = value.args[0]
             if isinstance(data, relax.Var) and uses[data] == 1 and same_shape(shape_of(data), shape_of(variable)):
-                found[data] = variable
-    return found
+                biases[data] = variable
+    return biases
 
 
 @dataclass(frozen=True, eq=False)
@@ -216,15 +216,15 @@ def _enclosed(graph: LayerGraph, layers: list[Layer]) -> list[OpaqueCall]:
     opaque_calls = list(graph.opaque_calls)
     while True:
         integer = {layer.variable for layer in layers} | {opaque_call.variable for opaque_call in opaque_calls}
-        kept = [
+        enclosed = [
             opaque_call
             for opaque_call in opaque_calls
             if all(graph.root(each) in integer for each in opaque_call.data)
             and any(reader in integer for reader in graph.readers.get(opaque_call.variable, ()) if reader is not None)
         ]
-        if len(kept) == len(opaque_calls):
-            return kept
-        opaque_calls = kept
+        if len(enclosed) == len(opaque_calls):
+            return enclosed
+        opaque_calls = enclosed
 
 
 def _unrounded(graph: LayerGraph, opaque_call: OpaqueCall, layers: Collection[Var]) -> frozenset[Var]:
@@ -236,17 +236,17 @@ def _unrounded(graph: LayerGraph, opaque_call: OpaqueCall, layers: Collection[Va
     if operator_name(opaque_call.call) not in ELEMENTWISE:
         return frozenset()
     return frozenset(
-        each
-        for each in opaque_call.data
-        if graph.root(each) in layers
-        and graph.readers.get(graph.root(each)) == [opaque_call.variable]
-        and same_shape(shape_of(each), shape_of(opaque_call.variable))
+        operand
+        for operand in opaque_call.data
+        if graph.root(operand) in layers
+        and graph.readers.get(graph.root(operand)) == [opaque_call.variable]
+        and same_shape(shape_of(operand), shape_of(opaque_call.variable))
     )
 
 
 def ties(graph: LayerGraph, opaque_calls: list[OpaqueCall], sites: list[Var]) -> dict[Var, Var]:
     """Sites after a maximum or a move have the range of the site before it; operands of a join have its range."""
-    known, found = set(sites), {}
+    known, tied = set(sites), {}
     names = {opaque_call.variable: operator_name(opaque_call.call) for opaque_call in opaque_calls}
     for site in sites:
         source = site
@@ -259,14 +259,14 @@ def ties(graph: LayerGraph, opaque_calls: list[OpaqueCall], sites: list[Var]) ->
                 break
             source = call.args[0]
             if source in known:
-                found[site] = source
+                tied[site] = source
                 break
     for opaque_call in opaque_calls:
         if names[opaque_call.variable] == "relax.concat" and opaque_call.variable in known:
             for each in opaque_call.data:
-                if each in known and each not in found:
-                    found[each] = opaque_call.variable
-    return found
+                if each in known and each not in tied:
+                    tied[each] = opaque_call.variable
+    return tied
 
 
 @dataclass(frozen=True)
@@ -380,11 +380,11 @@ def is_transparent(call: Call) -> bool:
 
 def activations_of(call: Call) -> list[tuple[int, Expr]]:
     """(argument index, variable) of the float tensors that a call reads; those in a tuple each with its index."""
-    found = []
+    activations = []
     for index, argument in enumerate(call.args):
         fields = list(argument.fields) if isinstance(argument, relax.Tuple) else [argument]
-        found += [(index, each) for each in fields if isinstance(each, relax.Var) and "float" in dtype_of(each)]
-    return found
+        activations += [(index, each) for each in fields if isinstance(each, relax.Var) and "float" in dtype_of(each)]
+    return activations
 
 
 def label_of(call: Call, number: int) -> str:

@@ -123,12 +123,12 @@ class QuantizationReport:
     @property
     def summary(self) -> str:
         """One line: how many layers run quantized, and why the others do not; a warning if that is below half."""
-        count, whole = len(self.layers) - len(self.in_float), len(self.layers)
+        count, total = len(self.layers) - len(self.in_float), len(self.layers)
         reasons = Counter(re.split(r"[:(,]", layer.reason, maxsplit=1)[0].strip() for layer in self.in_float)
         why = ", ".join(f"{number} {reason or 'without a stated reason'}" for reason, number in reasons.most_common())
-        few = "WARNING: only " if 2 * count < whole else ""
+        few = "WARNING: only " if 2 * count < total else ""
         where = "in integers" if self.scheme in _IN_INTEGERS else "quantized"
-        return f"{few}{count} of {whole} layers run {where}" + (f"; in float: {why}" if why else "")
+        return f"{few}{count} of {total} layers run {where}" + (f"; in float: {why}" if why else "")
 
     @property
     def precisions(self) -> dict[str, str]:
@@ -318,10 +318,10 @@ def make_report(
     )
 
 
-def _noise(session: Session, found: Candidate) -> dict[Var, float]:
+def _noise(session: Session, candidate: Candidate) -> dict[Var, float]:
     """SNR of each layer's result in the whole quantized model."""
     taps = [layer.variable for layer in session.choices]
-    rounded = ModuleWithTaps(session.model, found.mod, taps, session.compile)
+    rounded = ModuleWithTaps(session.model, candidate.mod, taps, session.compile)
     totals: Mapping[Var, Array] = {tap: np.zeros(2) for tap in taps}
     for sample in session.samples[:_NOISE_SAMPLES]:
         wanted, got = session.tapped.run(sample)[1], rounded.run(sample)[1]

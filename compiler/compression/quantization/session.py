@@ -164,12 +164,12 @@ class Session(LayerChoice):
     def _activation(self, site: Var, ties: dict[Var, Var], wide: Collection[Var]) -> Affine:
         if site in wide:  # with 16 bits, rare values need no clipping
             return parameters_of(self.statistics[site].histogram, get_calibrator("min-max"), self._wide_scheme)
-        own = parameters_of(self.statistics[site].histogram, self._calibrator, self.scheme)
+        unshared = parameters_of(self.statistics[site].histogram, self._calibrator, self.scheme)
         source = ties.get(site)
         if source is None or source in wide:
-            return own
+            return unshared
         shared = self._activation(source, ties, wide)
-        return shared if shared.scale <= own.scale * _WIDEST_TIE else own
+        return shared if shared.scale <= unshared.scale * _WIDEST_TIE else unshared
 
     def rounded_weight(self, layer: Layer) -> QuantizedWeight:
         """The layer's weights as integers."""

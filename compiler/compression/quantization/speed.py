@@ -178,16 +178,16 @@ def faster_in_float(
 
 def _sites(layers: Collection[Layer]) -> dict[Var, list[Var]]:
     """The readers of each tensor that layers read."""
-    found: dict[Var, list[Var]] = {}
+    readers: dict[Var, list[Var]] = {}
     for layer in layers:
-        found.setdefault(layer.data, []).append(layer.variable)
-    return found
+        readers.setdefault(layer.data, []).append(layer.variable)
+    return readers
 
 
 def _products(graph: LayerGraph, site: Var, layers: Collection[Var]) -> list[Var]:
     """The layers whose results make up a tensor, through opaque calls and elementwise operators; else empty."""
     opaque_calls = {opaque_call.variable: opaque_call for opaque_call in graph.opaque_calls}
-    found: dict[Var, None] = {}
+    products: dict[Var, None] = {}
     waiting = [graph.root(site)]
     seen = set()
     while waiting:
@@ -196,12 +196,12 @@ def _products(graph: LayerGraph, site: Var, layers: Collection[Var]) -> list[Var
             continue
         seen.add(variable)
         if variable in layers:
-            found[variable] = None
+            products[variable] = None
         elif variable in opaque_calls:
             waiting += [graph.root(each) for each in opaque_calls[variable].data]
         else:
             return []
-    return list(found)
+    return list(products)
 
 
 # The cheapest split of a graph in two: its minimum cut, by augmenting paths (Edmonds and Karp).
@@ -243,12 +243,12 @@ class CutGraph:
 
     def _reached(self, least: float) -> dict[Node, Node]:
         """Nodes reachable from the source, each with its predecessor."""
-        found: dict[Node, Node] = {self.SOURCE: self.SOURCE}
+        parents: dict[Node, Node] = {self.SOURCE: self.SOURCE}
         waiting: deque[Node] = deque([self.SOURCE])
-        while waiting and self.SINK not in found:
+        while waiting and self.SINK not in parents:
             node = waiting.popleft()
             for neighbour, left in self._left[node].items():
-                if left > least and neighbour not in found:
-                    found[neighbour] = node
+                if left > least and neighbour not in parents:
+                    parents[neighbour] = node
                     waiting.append(neighbour)
-        return found
+        return parents
