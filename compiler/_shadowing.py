@@ -24,14 +24,14 @@ def check_packages() -> None:
     """Raise ImportError naming the file or folder, when one of the packages that would be imported is not ours."""
     root = Path(__file__).resolve().parent.parent
     for name in _PACKAGES:
-        found = _location(_spec(name))
-        if found == root / name:
+        other = _location(_spec(name))
+        if other == root / name:
             continue
-        if found is None:
+        if other is None:
             raise ImportError(f"Tensorwright's package {name!r} (expected at {root / name}) was not found.")
         raise ImportError(
-            f"Tensorwright's package {name!r} (at {root / name}) is shadowed by {found}. Rename {found.name!r} there, "
-            f"or take {found.parent} off sys.path (the folder of the script, the current folder, or PYTHONPATH)."
+            f"Tensorwright's package {name!r} (at {root / name}) is shadowed by {other}. Rename {other.name!r} there, "
+            f"or take {other.parent} off sys.path (the folder of the script, the current folder, or PYTHONPATH)."
         )
 
 

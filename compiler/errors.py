@@ -56,11 +56,11 @@ class UserError(TensorwrightError):
 
     def _render_traceback_(self) -> list[str]:
         """Traceback in IPython and Jupyter: the frames of the user's code, without ours in between."""
-        own = tuple(f"{_ROOT / name}{os.sep}" for name in ("compiler", "schedules", "targets", "tensorwright"))
+        folders = tuple(f"{_ROOT / name}{os.sep}" for name in ("compiler", "schedules", "targets", "tensorwright"))
         frames = [
             frame
             for frame in traceback.extract_tb(self.__traceback__)
-            if not frame.filename.startswith(own) and f"{os.sep}IPython{os.sep}" not in frame.filename
+            if not frame.filename.startswith(folders) and f"{os.sep}IPython{os.sep}" not in frame.filename
         ]
         lines = ["Traceback (most recent call last):\n", *traceback.format_list(frames)]
         return "".join([*lines, *traceback.format_exception_only(self)]).splitlines()

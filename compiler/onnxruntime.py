@@ -341,13 +341,13 @@ class InferenceSession:
         Raises:
             InputError: an input or an output has no such name, or an input does not fit.
         """
-        found = self.module.run(self._feed(input_feed))
+        outputs = self.module.run(self._feed(input_feed))
         if output_names is None:
-            return list(found.values())
-        unknown = [name for name in output_names if name not in found]
+            return list(outputs.values())
+        unknown = [name for name in output_names if name not in outputs]
         if unknown:
-            raise InputError(f"no output is named {unknown[0]!r}", f"the outputs are {', '.join(found)}")
-        return [found[name] for name in output_names]
+            raise InputError(f"no output is named {unknown[0]!r}", f"the outputs are {', '.join(outputs)}")
+        return [outputs[name] for name in output_names]
 
     def run_async(
         self,
@@ -377,10 +377,10 @@ class InferenceSession:
         feed = {name: value.numpy() for name, value in input_dict.items()}
         return [OrtValue(array) for array in self.run(output_names, feed)]
 
-    def _feed(self, given: Mapping[str, Any]) -> dict[str, Any]:
+    def _feed(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
         """Lists and numbers as arrays of the input's type; objects with memory of their own stay as they are."""
         feed: dict[str, Any] = {}
-        for name, value in given.items():
+        for name, value in feeds.items():
             if isinstance(value, OrtValue):
                 feed[name] = value.numpy()
             elif isinstance(value, list | tuple | int | float | bool):
@@ -459,11 +459,11 @@ def install() -> None:
     loaded = sys.modules.get("onnxruntime")
     if loaded is not None and loaded is not sys.modules[__name__]:
         raise OptionError("onnxruntime was imported before", "call install() first")
-    own = sys.modules[__name__]
-    sys.modules["onnxruntime"] = own
+    this_module = sys.modules[__name__]
+    sys.modules["onnxruntime"] = this_module
     for name in _INNER:
-        sys.modules[f"onnxruntime.{name}"] = own
-        setattr(own, name.rpartition(".")[2], own)
+        sys.modules[f"onnxruntime.{name}"] = this_module
+        setattr(this_module, name.rpartition(".")[2], this_module)
 
 
 def _node_arg(spec: Any) -> NodeArg:

@@ -214,14 +214,14 @@ def compare(
     if layers or first_difference or (layers is None and differs):
         report("compile layer by layer")
         inner = differences(side.values)
-    found = Comparison(side.model, side.reference, tolerance, outputs, inner)
+    result = Comparison(side.model, side.reference, tolerance, outputs, inner)
     if not first_difference:
-        return found
-    if found.first is None and differs:
+        return result
+    if result.first is None and differs:
         report("bisect")
         worst = next(each.name for each in outputs if each.differs)
-        found = replace(found, fused=_first_fused(side, worst, lambda name: differences([name])[0]))
-    return found if found.first is None else replace(found, tensors=_tensors(side, found.first.name))
+        result = replace(result, fused=_first_fused(side, worst, lambda name: differences([name])[0]))
+    return result if result.first is None else replace(result, tensors=_tensors(side, result.first.name))
 
 
 def _side(
@@ -257,15 +257,15 @@ def _first_fused(side: Side, output: str, difference: Callable[[str], Difference
             needed.add(name)
             waiting += side.operands.get(name, ())
     values = [name for name in side.values if name in needed] or [output]
-    low, high, found = 0, len(values) - 1, difference(values[-1])
+    low, high, first_difference = 0, len(values) - 1, difference(values[-1])
     while low < high:
         middle = (low + high) // 2
         tried = difference(values[middle])
         if tried.differs:
-            high, found = middle, tried
+            high, first_difference = middle, tried
         else:
             low = middle + 1
-    return found
+    return first_difference
 
 
 def _tensors(side: Side, name: str) -> dict[str, Array]:

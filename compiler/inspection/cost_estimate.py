@@ -117,13 +117,13 @@ def _kernel_calls(
 
 
 def _tensor_shapes(types: list[Any], sizes: Mapping[str, int]) -> list[tuple[tuple[int, ...], str]]:
-    found = []
-    for each in types:
-        if isinstance(each, relax.TupleType):
-            found += _tensor_shapes(list(each.fields), sizes)
-        elif isinstance(each, relax.TensorType) and each.shape is not None:
-            found.append((tuple(_size(size, sizes) for size in each.shape), str(each.dtype)))
-    return found
+    shapes = []
+    for ty in types:
+        if isinstance(ty, relax.TupleType):
+            shapes += _tensor_shapes(list(ty.fields), sizes)
+        elif isinstance(ty, relax.TensorType) and ty.shape is not None:
+            shapes.append((tuple(_size(size, sizes) for size in ty.shape), str(ty.dtype)))
+    return shapes
 
 
 def _size(expression: object, sizes: Mapping[str, int]) -> int:

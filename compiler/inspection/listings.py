@@ -110,8 +110,8 @@ def list_passes() -> list[PassEntry]:
 
     entries: list[PassEntry] = []
     for phase in build_phases(PipelineContext()):
-        for each in phase.passes:
-            entries.append(PassEntry(phase.name, len(entries) + 1, each.name, each.summary))
+        for pipeline_pass in phase.passes:
+            entries.append(PassEntry(phase.name, len(entries) + 1, pipeline_pass.name, pipeline_pass.summary))
     used = {entry.name for entry in entries}
     rest = [each for name, each in all_passes().items() if name not in used]
     return entries + [PassEntry("(on request)", None, each.name, each.summary) for each in rest]

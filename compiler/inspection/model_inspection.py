@@ -77,14 +77,14 @@ def _count_constants(inspection: Inspection, mod: Any) -> None:
     from tvm import relax
     from tvm.ir import GenericConst
 
-    found: list[Any] = []
+    constants: list[Any] = []
 
     def visit(node: object) -> None:
         if isinstance(node, GenericConst):
-            found.append(node.value)
+            constants.append(node.value)
 
     relax.analysis.post_order_visit(mod["main"], visit)
-    arrays = [value.numpy() for value in found]
+    arrays = [value.numpy() for value in constants]
     inspection.parameters = len(arrays)
     inspection.parameter_values = sum(array.size for array in arrays)
     inspection.parameter_bytes = sum(array.nbytes for array in arrays)
@@ -154,12 +154,12 @@ def model_inputs(path: str | os.PathLike[str]) -> list[ModelInput]:
 
     graph = load_model(Path(path)).proto.graph
     names = {tensor.name for tensor in graph.initializer}
-    found = []
+    inputs = []
     for value in graph.input:
         if value.name not in names:
             kind = value.type.tensor_type.elem_type
-            found.append(ModelInput(value.name, _onnx_dtype(kind) if kind else ""))
-    return found
+            inputs.append(ModelInput(value.name, _onnx_dtype(kind) if kind else ""))
+    return inputs
 
 
 def _onnx_text(value: Any) -> str:

@@ -66,7 +66,7 @@ def operators_of(kernel: str) -> tuple[str, ...]:
     if _is_runtime(kernel):
         return ()
     rest = re.sub(r"^fused_", "", kernel.lower())
-    found: list[str] = []
+    operators: list[str] = []
     while rest:
         word = next((each for each in _BY_LENGTH if re.match(rf"{each}\d*(_|$)", rest)), None)
         if word is None:
@@ -77,8 +77,8 @@ def operators_of(kernel: str) -> tuple[str, ...]:
             name = word
             rest = re.sub(rf"^{word}\d*_?", "", rest)
         if name and name not in {"tir", "te", "t", "nn", "cpu", "kernel"}:
-            found.append(name)
-    return tuple(found)
+            operators.append(name)
+    return tuple(operators)
 
 
 def kind_of(kernel: str, operators: Sequence[str] | None = None) -> str:

@@ -184,12 +184,12 @@ def bench(
             "trusted_keys": trusted if isinstance(source, str | os.PathLike) else None,
         }
         choices = [(streams, threads)] if hint == "latency" else _divided(threads or module.threads)
-        found = []
-        for count, each in choices:
-            changed = {"streams": count, "threads": each, "seconds": seconds / len(choices)}
-            found.append((count, _run_worker({**request, **changed})))
-        sweep = [_stream_time(count, each) for count, each in found] if hint == "throughput" else []
-        streams, measured = max(found, key=lambda each: _stream_time(*each).runs_per_second)
+        results = []
+        for count, worker_threads in choices:
+            changed = {"streams": count, "threads": worker_threads, "seconds": seconds / len(choices)}
+            results.append((count, _run_worker({**request, **changed})))
+        sweep = [_stream_time(count, each) for count, each in results] if hint == "throughput" else []
+        streams, measured = max(results, key=lambda each: _stream_time(*each).runs_per_second)
         file_bytes = path.stat().st_size
     manifest = module.manifest
     plan = manifest.memory_plan

@@ -29,13 +29,13 @@ def measure(request: dict[str, Any], import_seconds: float) -> dict[str, Any]:
     """Load the module and run it according to the request; times in seconds, memory in bytes."""
     inputs = {entry["name"]: _read_input(entry) for entry in request["inputs"]}
     _reset_peak()
-    before = _resident_bytes()
+    base_memory = _resident_bytes()
     start = time.perf_counter()
     trusted = request["trusted_keys"]
     keys = [bytes.fromhex(key) for key in trusted] if trusted is not None else None
     module = load(request["module"], threads=request["threads"], trusted_keys=keys)
     load_seconds = time.perf_counter() - start
-    load_memory = _resident_bytes() - before
+    load_memory = _resident_bytes() - base_memory
     first_seconds = _timed_run(module, inputs)
     _warm_up(module, inputs, request)
     started = time.perf_counter()
@@ -50,7 +50,7 @@ def measure(request: dict[str, Any], import_seconds: float) -> dict[str, Any]:
         "load_seconds": load_seconds,
         "first_seconds": first_seconds,
         "load_memory": load_memory,
-        "peak_memory": _peak_bytes() - before,
+        "peak_memory": _peak_bytes() - base_memory,
         "samples": samples,
         "elapsed": elapsed,
     }

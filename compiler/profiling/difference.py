@@ -62,15 +62,15 @@ def read_profile(path: Path) -> Mapping[str, Any]:
     with storage_errors(path):
         content = path.read_bytes()
     try:
-        found = dict(json.loads(content))
-        layer_times(found)
-        float(found["latency"]["p50"])
+        profile = dict(json.loads(content))
+        layer_times(profile)
+        float(profile["latency"]["p50"])
     except (ValueError, KeyError, TypeError) as error:
         raise OptionError(
             f"{path} is not a profile with layers (format version {FORMAT_VERSION})",
             "give a profile.json that `tensorwright profile --output` wrote, or a module",
         ) from error
-    return found
+    return profile
 
 
 def differences(layers: Sequence[LayerTime], others: Sequence[LayerTime]) -> list[LayerDifference]:
@@ -87,11 +87,11 @@ def differences(layers: Sequence[LayerTime], others: Sequence[LayerTime]) -> lis
 def _by_key(layers: Iterable[LayerTime], others: Sequence[LayerTime]) -> dict[str, float]:
     known = {each.key for each in others}
     holders: dict[str, str] = {}
-    for each in others:
-        for node in each.nodes:
-            holders.setdefault(node, each.key)
+    for layer in others:
+        for node in layer.nodes:
+            holders.setdefault(node, layer.key)
     seconds: dict[str, float] = {}
-    for each in layers:
-        key = each.key if each.key in known else holders.get(each.key, each.key)
-        seconds[key] = seconds.get(key, 0.0) + each.seconds
+    for layer in layers:
+        key = layer.key if layer.key in known else holders.get(layer.key, layer.key)
+        seconds[key] = seconds.get(key, 0.0) + layer.seconds
     return seconds

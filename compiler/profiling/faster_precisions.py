@@ -45,7 +45,7 @@ def faster_precisions(works: Sequence[KernelWork], machine: Machine, roofline: R
     if isinstance(machine, GpuMachine):
         return None
     total = sum(each.calls * roofline.seconds(each.operations, each.nbytes) for each in works)
-    found: list[str] = []
+    notes: list[str] = []
     best: dict[float, float] = {}  # by bytes: a slower precision of the same size is not reported
     for name, how, operands, share in _PRECISIONS:
         instructions = dot_instructions(machine, *operands)
@@ -56,17 +56,17 @@ def faster_precisions(works: Sequence[KernelWork], machine: Machine, roofline: R
             "convolution": max(each.convolution_rate_on(machine) for each in instructions),
         }
         saved = 0.0
-        for each in works:
-            seconds = roofline.seconds(each.operations, each.nbytes)
-            if each.float32 and seconds > roofline.seconds(0, each.nbytes):
-                operations = max(each.operations, each.direct) / rates[each.float32]
-                narrow = roofline.seconds(int(operations), int(each.nbytes * share))
-                saved += each.calls * max(seconds - narrow, 0.0)
+        for work in works:
+            seconds = roofline.seconds(work.operations, work.nbytes)
+            if work.float32 and seconds > roofline.seconds(0, work.nbytes):
+                operations = max(work.operations, work.direct) / rates[work.float32]
+                narrow = roofline.seconds(int(operations), int(work.nbytes * share))
+                saved += work.calls * max(seconds - narrow, 0.0)
         gain = total / (total - saved) if total > 0 else 0.0
         if gain >= max(_WORTH_SAYING, best.get(share, 0.0)):
             best[share] = gain
-            found.append(f"{name} is estimated {gain:.1f} times as fast here: {how}")
-    return "; ".join(found) or None
+            notes.append(f"{name} is estimated {gain:.1f} times as fast here: {how}")
+    return "; ".join(notes) or None
 
 
 def float32_work(kind: str, tensors: Sequence[tuple[str, int]]) -> str:

@@ -134,13 +134,13 @@ def capture_calls(set_instrument: SetInstrument, run: Callable[[], object]) -> t
 
 
 def _tensors(arguments: Sequence[object]) -> dict[int, TensorArgument]:
-    found = {}
+    tensors = {}
     for position, argument in enumerate(arguments):
         if isinstance(argument, tvm_ffi.Tensor):
             shape = tuple(int(size) for size in argument.shape)
             dtype = str(argument.dtype)
-            found[position] = TensorArgument(shape, dtype, _nbytes(shape, dtype), argument.data_ptr())
-    return found
+            tensors[position] = TensorArgument(shape, dtype, _nbytes(shape, dtype), argument.data_ptr())
+    return tensors
 
 
 def _nbytes(shape: tuple[int, ...], dtype: str) -> int:
@@ -244,8 +244,8 @@ def call_times(recording: Recording, plain: float | None = None) -> CallTimes:
     start[:, recording.order[recording.is_start]] = clock[:, recording.is_start]
     end[:, recording.order[~recording.is_start]] = clock[:, ~recording.is_start]
     duration = end - start
-    own = duration.copy()
+    self_time = duration.copy()
     for index, call in enumerate(recording.calls):
         if call.parent is not None:
-            own[:, call.parent] -= duration[:, index]
-    return CallTimes(start, duration, own, float(costs.mean()) * 1e-9 if events else 0.0)
+            self_time[:, call.parent] -= duration[:, index]
+    return CallTimes(start, duration, self_time, float(costs.mean()) * 1e-9 if events else 0.0)

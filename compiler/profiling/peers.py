@@ -242,13 +242,13 @@ def compare_runtimes(
         np.savez(example, allow_pickle=False, **inputs)
         entries = [Entry("tensorwright", path), *(Entry(name, model) for name in peers)]
         results = race(model.stem, [example], entries, module.threads, _ROUNDS, seconds / _ROUNDS, report=report)
-    own = results[0] if results else None
-    if own is None or own.label != "tensorwright":
+    ours = results[0] if results else None
+    if ours is None or ours.label != "tensorwright":
         raise InternalError(f"{model.stem}: the module did not run in a process of its own")
-    return [_row(result, own, rows) for result in results]
+    return [_row(result, ours, rows) for result in results]
 
 
-def _row(result: Result, own: Result, rows: int) -> RuntimeTime:
+def _row(result: Result, ours: Result, rows: int) -> RuntimeTime:
     p50 = statistics.median(result.medians())
     return RuntimeTime(
         runtime=result.label,
@@ -257,16 +257,16 @@ def _row(result: Result, own: Result, rows: int) -> RuntimeTime:
         fastest=result.seconds("best"),
         load=result.load_seconds,
         items_per_second=rows / p50,
-        speedup=p50 / statistics.median(own.medians()),
-        difference=max(map(_difference, result.outputs, own.outputs), default=0.0),
+        speedup=p50 / statistics.median(ours.medians()),
+        difference=max(map(_difference, result.outputs, ours.outputs), default=0.0),
     )
 
 
-def _difference(found: np.ndarray, expected: np.ndarray) -> float:
+def _difference(actual: np.ndarray, expected: np.ndarray) -> float:
     """Largest difference, relative to the largest value; infinite for other shapes."""
-    if found.shape != expected.shape:
+    if actual.shape != expected.shape:
         return float("inf")
-    if not found.size:
+    if not actual.size:
         return 0.0
-    wide, reference = found.astype(np.float64), expected.astype(np.float64)
+    wide, reference = actual.astype(np.float64), expected.astype(np.float64)
     return float(np.abs(wide - reference).max() / max(float(np.abs(reference).max()), 1e-30))

@@ -236,7 +236,7 @@ def _kernels(
         groups.setdefault(site, []).append(index)
     seconds_of = {key: median(run.times.own[:, members].sum(axis=1).tolist()) for key, members in groups.items()}
     # The two are measured in different runs: noise must not make shares exceed the whole.
-    whole = max(latency, sum(seconds_of.values()), 1e-9)
+    total = max(latency, sum(seconds_of.values()), 1e-9)
     kernels = {}
     for key, members in sorted(groups.items(), key=lambda item: -seconds_of[item[0]]):
         name, seconds = run.calls[members[0]].name, seconds_of[key]
@@ -250,7 +250,7 @@ def _kernels(
             rule=None if entry is None else entry.rule,
             calls=len(members),
             seconds=seconds,
-            share=seconds / whole,
+            share=seconds / total,
             operations=None if None in known else sum(count for count in known if count is not None),
             nbytes=sum(_nbytes(run.calls[index], kinds[index], entry) for index in members),
             nodes=tuple(dict.fromkeys(node for index in members for node in run.named[index].nodes)),
@@ -319,17 +319,17 @@ def _calls(
 def _thread_times(measured: _Measured, times: CallTimes) -> tuple[ThreadTime, ...]:
     """Work of each thread in the typical run, relative to its calls' times without the instrument's overhead."""
     recording, run = measured.recording, measured.typical
-    left, found = recording.left[run], []
+    left, spans = recording.left[run], []
     for work in measured.works[run]:
         event = int(np.searchsorted(left, work.begin)) - 1  # the last mark before it: the start of the kernel's call
         if event < 0 or not recording.is_start[event]:
             continue
         call = int(recording.order[event])
         start, end = (min((each - left[event]) * 1e-9, times.duration[run, call]) for each in (work.begin, work.end))
-        found.append(
+        spans.append(
             ThreadTime(work.place, call, float(times.start[run, call] + start), float(end - start), work.parts)
         )
-    return tuple(found)
+    return tuple(spans)
 
 
 ENTRY = "main"
@@ -354,9 +354,9 @@ class NamedCall:
 
 def named_calls(calls: Sequence[Call], listed: CallList | None) -> list[NamedCall]:
     """Identify each call of a run."""
-    found = [NamedCall(call.name, (), (call.name, -1)) for call in calls]
+    named = [NamedCall(call.name, (), (call.name, -1)) for call in calls]
     if listed is None:
-        return found
+        return named
     children: dict[int | None, list[int]] = {}
     for index, call in enumerate(calls):
         children.setdefault(call.parent, []).append(index)
@@ -368,8 +368,8 @@ def named_calls(calls: Sequence[Call], listed: CallList | None) -> list[NamedCal
             stream = list(_calls_of(parent, children, calls, listed))
             for index, site, (callee, *nodes) in _Matching(calls, listed, stream).matched(steps):
                 names = tuple(listed.nodes[node] for node in nodes)
-                found[index] = NamedCall(listed.callees[callee], names, (function, site))
-    return found
+                named[index] = NamedCall(listed.callees[callee], names, (function, site))
+    return named
 
 
 def _calls_of(
@@ -432,12 +432,12 @@ class _Matching:
 
     def _names(self, steps: Sequence[Step]) -> frozenset[str]:
         """Names that steps call, including those in branches."""
-        found: set[str] = set()
+        names: set[str] = set()
         for step in steps:
-            found |= (
+            names |= (
                 self._names(step[0]) | self._names(step[1]) if isinstance(step[0], list) else {self._callees[step[0]]}
             )
-        return frozenset(found)
+        return frozenset(names)
 
     def _agreement(self, steps: Sequence[Step]) -> int:
         """Number of next calls that match a branch's steps, up to a nested branch."""
@@ -490,10 +490,10 @@ def dataflow(calls: Sequence[Call], outputs: Sequence[int]) -> Dataflow:
         tensors = [each for each in call.arguments.values() if each.nbytes]
         first = max(0, len(tensors) - count)
         read = tensors if call.name.endswith(IN_PLACE) else tensors[:first]
-        found = [current[each.address] for each in read if each.address in current]
-        for tensor in found:
+        read_tensors = [current[each.address] for each in read if each.address in current]
+        for tensor in read_tensors:
             tensor.end = index
-        reads.append(tuple(sorted({tensor.writer for tensor in found})) if count else ())
+        reads.append(tuple(sorted({tensor.writer for tensor in read_tensors})) if count else ())
         for argument in tensors[first:]:
             replaced = current.get(argument.address)
             if replaced is not None and replaced.end == index:

@@ -152,14 +152,14 @@ def _thread_spans(profile: Profile) -> list[Span]:
     """A row below the calls for each thread, with its work in parallel loops."""
     below = max((call.depth for call in profile.calls), default=0) + 1
     spans = []
-    for each in profile.thread_times:
-        call = profile.calls[each.call]
+    for work in profile.thread_times:
+        call = profile.calls[work.call]
         details = (
-            format_seconds(each.duration),
-            f"thread {each.thread + 1} of {profile.threads}",
-            plural(each.parts, "part"),
+            format_seconds(work.duration),
+            f"thread {work.thread + 1} of {profile.threads}",
+            plural(work.parts, "part"),
         )
-        spans.append(Span(call.label, call.kind, each.start, each.duration, below + each.thread, details))
+        spans.append(Span(call.label, call.kind, work.start, work.duration, below + work.thread, details))
     return spans
 
 

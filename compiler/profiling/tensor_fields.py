@@ -38,11 +38,11 @@ def _size(text: str) -> int | str | None:
 
 def _divided(sizes: str) -> list[str]:
     """Split sizes at commas, except those in parentheses (`min(a, b)`)."""
-    found, depth = [""], 0
+    fields, depth = [""], 0
     for character in sizes:
         depth += (character == "(") - (character == ")")
         if character == "," and depth == 0:
-            found.append("")
+            fields.append("")
         else:
-            found[-1] += character
-    return [each.strip() for each in found if each.strip()]
+            fields[-1] += character
+    return [each.strip() for each in fields if each.strip()]

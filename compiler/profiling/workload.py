@@ -116,11 +116,11 @@ def complete_inputs(
         return first_inputs(module.artifact)
     bound = {size for spec in module.inputs if spec not in missing for size in spec.shape} | set(sizes or {})
     known = fitting_sizes(known, set(known) - bound, module.manifest.requirements)
-    made = random_inputs(missing, sizes=known, indices=module.manifest.indices)
+    generated = random_inputs(missing, sizes=known, indices=module.manifest.indices)
     position = module.manifest.position
-    if position is not None and position.input in made:
-        made[position.input][...] = 0  # where there is room for rows
-    return {spec.name: made[spec.name] if spec.name in made else named[spec.name] for spec in module.inputs}
+    if position is not None and position.input in generated:
+        generated[position.input][...] = 0  # where there is room for rows
+    return {spec.name: generated[spec.name] if spec.name in generated else named[spec.name] for spec in module.inputs}
 
 
 def _is_missing(named: Mapping[str, object], name: str) -> bool:
@@ -192,13 +192,13 @@ def symbolic_sizes(
     if unknown:
         names = ", ".join(sorted(symbols)) or "none"
         raise OptionError(f"no symbolic dimension is named {', '.join(map(repr, unknown))}", f"the module has: {names}")
-    found = dict.fromkeys(symbols, DEFAULT_SIZE) | dict(sizes or {})
+    values = dict.fromkeys(symbols, DEFAULT_SIZE) | dict(sizes or {})
     for spec in specs:
         shape = getattr(named.get(spec.name), "shape", ())
         for described, actual in zip(spec.shape, shape, strict=False):
             if isinstance(described, str):
-                found[described] = int(actual)
-    return found
+                values[described] = int(actual)
+    return values
 
 
 def describe_arrays(arrays: Mapping[str, object]) -> list[dict[str, Any]]:

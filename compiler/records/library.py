@@ -58,12 +58,12 @@ class TunedConfigs:
 
     def __init__(self, target: targets.Target, loaded: Loaded, model: str = "") -> None:
         self._machine = target.machine
-        own = fingerprint(target_description(target))
+        target_key = fingerprint(target_description(target))
         measurer = target.measurer()
         self._margin = MIN_GAIN_ELSEWHERE if measurer is None else measurer.margin
         fits = (lambda _: False) if measurer is None else measurer.fits
-        records, unfit = of_measures((each for each in loaded.records if each.target == own), fits)
-        models, _ = of_measures((each for each in loaded.models if each.target == own), fits)
+        records, unfit = of_measures((each for each in loaded.records if each.target == target_key), fits)
+        models, _ = of_measures((each for each in loaded.models if each.target == target_key), fits)
         self._records = {task: group for (_, task), group in by_task(records).items()}
         self.tuned_itself: ModelLine | None = decisive(line for line in models if line.model == model)
         self._chosen = {each.kernel: each for each in (self.tuned_itself.choices if self.tuned_itself else ())}
@@ -85,17 +85,17 @@ class TunedConfigs:
         key = record_key(rule, workload)
         if self.tuned_itself is not None:
             chosen = self._chosen.get(key)
-            found = None if chosen is None else self._checked(chosen, rule, workload)
+            config = None if chosen is None else self._checked(chosen, rule, workload)
             origin, measure = self.tuned_itself.origin, self.tuned_itself.measure
         else:
             record = self._alternatives.get(key) or taken_over(
                 self._inside(key, rule, workload), self._is_default(rule, workload), self._margin
             )
-            found = None if record is None else Config.of(record.config)
+            config = None if record is None else Config.of(record.config)
             origin, measure = ("", TIMED) if record is None else (record.origin, record.measure)
-        if found is not None:
+        if config is not None:
             self._origins[key], self._measures[key] = origin, measure
-        return found
+        return config
 
     def choose(self, alternatives: Sequence[Alternative]) -> int:
         """The index of the alternative to use among those for the same computation; the first is the untuned one."""

@@ -29,52 +29,52 @@ MIN_GAIN_ELSEWHERE = 0.05
 def without_stale(records: Iterable[Record], versions: Mapping[str, int]) -> tuple[list[Record], list[str]]:
     """The records for the current versions of the rules, and one line for each rule with records of another version.
     `versions`: the version of each existing rule; records of unknown rules are also left out, with a line."""
-    kept: list[Record] = []
+    fresh: list[Record] = []
     stale: Counter[tuple[str, int]] = Counter()
     for record in records:
         if versions.get(record.rule) == record.rule_version:
-            kept.append(record)
+            fresh.append(record)
         else:
             stale[record.rule, record.rule_version] += 1
     lines = []
     for (rule, version), count in sorted(stale.items()):
         now = f"the rule is at version {versions[rule]} now" if rule in versions else "there is no such rule"
         lines.append(f"{plural(count, 'tuning record')} of {rule!r} version {version} ignored: {now}")
-    return kept, lines
+    return fresh, lines
 
 
 def of_measures(lines: Iterable[_Line], fits: Callable[[Measure], bool]) -> tuple[list[_Line], list[str]]:
     """The records, or model lines, whose measure a target supports, and one note for each unsupported measure."""
-    kept: list[_Line] = []
+    usable: list[_Line] = []
     unfit: Counter[str] = Counter()
     for line in lines:
         if line.measure == TIMED or fits(line.measure):
-            kept.append(line)
+            usable.append(line)
         else:
             unfit[str(line.measure)] += 1
     notes = [f"{count} tuning record(s) ignored: {name} is no measure of this target" for name, count in unfit.items()]
-    return kept, notes
+    return usable, notes
 
 
 def deduplicated(records: Iterable[Record]) -> list[Record]:
     """One record per target, task, config, method and context (isolated, or in which model): the last successful one,
     otherwise the last one."""
-    found: dict[tuple[Hashable, ...], Record] = {}
+    newest: dict[tuple[Hashable, ...], Record] = {}
     for record in records:
         key = (record.target, record.task, record.config_key, record.comparable, record.in_model, record.model)
-        if record.status == "ok" or key not in found or found[key].status != "ok":
-            found[key] = record
-    return list(found.values())
+        if record.status == "ok" or key not in newest or newest[key].status != "ok":
+            newest[key] = record
+    return list(newest.values())
 
 
 def newest_of_models(models: Iterable[ModelLine]) -> list[ModelLine]:
     """The latest line for each target, model and measure, whatever the version of the measure's tool."""
-    found: dict[tuple[str, str, str], ModelLine] = {}
+    newest: dict[tuple[str, str, str], ModelLine] = {}
     for line in models:
         key = (line.target, line.model, line.measure.name)
-        if key not in found or line.unix_time >= found[key].unix_time:
-            found[key] = line
-    return list(found.values())
+        if key not in newest or line.unix_time >= newest[key].unix_time:
+            newest[key] = line
+    return list(newest.values())
 
 
 def decisive(models: Iterable[ModelLine]) -> ModelLine | None:
@@ -100,15 +100,15 @@ def by_task(records: Iterable[Record]) -> dict[tuple[str, str], list[Record]]:
 def essential(records: Iterable[Record]) -> list[Record]:
     """Records that a compilation needs: for each target and task all times measured in models, and the best isolated
     time with the default it is compared with."""
-    kept: list[Record] = []
+    selected: list[Record] = []
     for group in by_task(deduplicated(records)).values():
-        kept += [record for record in group if record.in_model and record.status == "ok"]
+        selected += [record for record in group if record.in_model and record.status == "ok"]
         chosen = best(group)
         if chosen is None:
             continue
         default = _default_beside(chosen, group)
-        kept += [chosen] if default is None or default is chosen else [default, chosen]
-    return kept
+        selected += [chosen] if default is None or default is chosen else [default, chosen]
+    return selected
 
 
 def _default_beside(chosen: Record, group: Sequence[Record]) -> Record | None:
@@ -174,17 +174,17 @@ def alternative_taken_over(groups: Sequence[Sequence[Record]], is_default: IsDef
     """
     known = [as_of_today(record, is_default) for record in deduplicated(groups[0])] if groups else []
     untuned = [record for record in known if record.is_default and record.in_model]
-    found: list[tuple[float, int, Record]] = []
+    candidates: list[tuple[float, int, Record]] = []
     for index, group in enumerate(groups[1:], 1):
         inside = [record for record in deduplicated(group) if record.in_model]
         gains = _gains_in_models(inside, untuned)
         for record in inside:
-            each = gains.get(record.config_key, [])
-            if _won(each, MIN_GAIN_OF_ALTERNATIVES):
-                found.append((min(gain for gain, _ in each), index, record))
-    if not found:
+            config_gains = gains.get(record.config_key, [])
+            if _won(config_gains, MIN_GAIN_OF_ALTERNATIVES):
+                candidates.append((min(gain for gain, _ in config_gains), index, record))
+    if not candidates:
         return 0, None
-    _, index, record = max(found, key=lambda each: each[0])
+    _, index, record = max(candidates, key=lambda each: each[0])
     return index, record
 
 
@@ -192,13 +192,13 @@ def _gains_in_models(records: Iterable[Record], untuned: Iterable[Record]) -> di
     """By config, for every model in which it replaced an untuned kernel: its speedup there, and the relative
     uncertainty of that."""
     beside = {(each.model, each.comparable): each for each in untuned if each.in_model and each.status == "ok"}
-    found: dict[str, list[tuple[float, float]]] = {}
+    gains: dict[str, list[tuple[float, float]]] = {}
     for record in records:
         default = beside.get((record.model, record.comparable))
         if record.in_model and record.cost and default is not None and record is not default:
             gain = _cost(default) / record.cost
-            found.setdefault(record.config_key, []).append((gain, max(record.spread, default.spread)))
-    return found
+            gains.setdefault(record.config_key, []).append((gain, max(record.spread, default.spread)))
+    return gains
 
 
 def _won(gains: Sequence[tuple[float, float]], least: float) -> bool:

@@ -336,10 +336,10 @@ def write_all(
     """Replace a record file by these records atomically; return the number of trials. Raises StorageError if the file
     cannot be written."""
     path = Path(path)
-    kept = list(records)
-    trials_and_models: list[Record | ModelLine] = [*kept, *models]
+    record_list = list(records)
+    trials_and_models: list[Record | ModelLine] = [*record_list, *models]
     used = {line.target for line in trials_and_models}
     lines = [encode(TargetLine(target=key, description=dict(targets[key]))) for key in sorted(used & set(targets))]
     lines += [encode(line) for line in trials_and_models]
     write_atomically(path, lines)
-    return len(kept)
+    return len(record_list)

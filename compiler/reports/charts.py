@@ -178,14 +178,14 @@ def layered(nodes: Sequence[Node], edges: Sequence[tuple[int, int]]) -> Graph:
     for source, target in edges:
         sources.setdefault(target, []).append(source)
     placed: dict[int, Node] = {}
-    taken: set[tuple[int, int]] = set()
+    occupied: set[tuple[int, int]] = set()
     for node in nodes:
-        before = [placed[each] for each in sources.get(node.id, ())]
-        level = max((each.level + 1 for each in before), default=0)
+        predecessors = [placed[each] for each in sources.get(node.id, ())]
+        level = max((each.level + 1 for each in predecessors), default=0)
         # In the row of its direct predecessor, so that chains are straight.
-        slot = min((each.slot for each in before if each.level + 1 == level), default=0)
-        while (level, slot) in taken:
+        slot = min((each.slot for each in predecessors if each.level + 1 == level), default=0)
+        while (level, slot) in occupied:
             slot += 1
-        taken.add((level, slot))
+        occupied.add((level, slot))
         placed[node.id] = replace(node, level=level, slot=slot)
     return Graph(list(placed.values()), edges)

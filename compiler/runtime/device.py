@@ -126,33 +126,33 @@ def device_for(manifest: Manifest) -> Device:
         IncompatibleArtifactError: this machine has no device that can run it.
         MissingDependencyError: TVM's runtime library for the device cannot be loaded.
     """
-    wanted = manifest.target.device
-    if wanted is None:
+    requirement = manifest.target.device
+    if requirement is None:
         return Device()
-    if wanted.kind != "cuda":
-        raise IncompatibleArtifactError(f"the module needs an unknown kind of device: {wanted.kind!r}")
-    index = _suitable(manifest.target.name, wanted)
+    if requirement.kind != "cuda":
+        raise IncompatibleArtifactError(f"the module needs an unknown kind of device: {requirement.kind!r}")
+    index = _suitable(manifest.target.name, requirement)
     load_cuda_runtime()
     return CudaDevice(index)
 
 
-def _suitable(target: str, wanted: DeviceRequirement) -> int:
+def _suitable(target: str, requirement: DeviceRequirement) -> int:
     """Return the first GPU with the required compute capability. Raises IncompatibleArtifactError."""
     from targets.cuda import device as cuda_device
 
-    if wanted.simulated:
+    if requirement.simulated:
         raise IncompatibleArtifactError(
             f"the module (target {target!r}) holds no machine code for a GPU",
             "compile it for one; `compile` gives a module that runs simulated here",
         )
-    needed, found = wanted.compute_capability, cuda_device.cuda_devices()
-    for index, each in enumerate(found.capabilities):
-        if each >= needed:
+    needed, devices = requirement.compute_capability, cuda_device.cuda_devices()
+    for index, capability in enumerate(devices.capabilities):
+        if capability >= needed:
             return index
     text = f"the module (target {target!r}) needs an NVIDIA GPU of compute capability {needed / 10} or newer, and "
-    if found.problem is not None:
-        raise IncompatibleArtifactError(text + found.problem, found.hint)
-    has = [f"{name} ({each / 10})" for name, each in zip(found.names, found.capabilities, strict=True)]
+    if devices.problem is not None:
+        raise IncompatibleArtifactError(text + devices.problem, devices.hint)
+    has = [f"{name} ({each / 10})" for name, each in zip(devices.names, devices.capabilities, strict=True)]
     raise IncompatibleArtifactError(f"{text}this machine has {', '.join(has)}", "compile it for this GPU")
 
 

@@ -180,12 +180,12 @@ class LocalExecutor:
             return stored
         expanded = self._expand(stored[-compact:], threads)
         if not self._stays:
-            before = len(self._kept)
+            first_new = len(self._kept)
             shared = [self._shared(each) for each in expanded]
             expanded.clear()
             release_memory()  # memory of tensors that were already in the store
             expanded = shared
-            use_huge_pages(self._kept[before:])
+            use_huge_pages(self._kept[first_new:])
         return [*stored[:-compact], *expanded]
 
     def _expand(self, small: list[RuntimeTensor], threads: int) -> list[RuntimeTensor]:
@@ -216,7 +216,7 @@ class LocalExecutor:
         return run_with(1 if self._stays else threads, lambda: self._run(inputs, held, as_numpy))
 
     def _run(
-        self, inputs: Inputs, held: HeldStates | None, as_numpy: bool, out: Arrays | None = None
+        self, inputs: Inputs, states: HeldStates | None, as_numpy: bool, out: Arrays | None = None
     ) -> dict[str, Any]:
         try:
             session = self._idle.pop()
@@ -224,20 +224,20 @@ class LocalExecutor:
             session = self._new_session()
         session.turn = self._turn = self._turn + 1
         try:
-            if held is None:
+            if states is None:
                 tensors = self._binder.bind(inputs, session.memory)
             else:
-                tensors = self._binder.bind_beside(dict(inputs), held, session.memory)
+                tensors = self._binder.bind_beside(dict(inputs), states, session.memory)
         except InputError:
             session.memory.release()
             self._give_back(session)
             raise
         try:
-            if held is None:
+            if states is None:
                 given = self._with_own_states(tensors) if self._states else tensors
                 results = self._device.run(session.main(), given, session.placed)
             else:
-                results = self._step(tensors, session, held)
+                results = self._step(tensors, session, states)
         except Exception as error:  # TVM raises classes named by its C++ side
             # The virtual machine is dropped: its state after an error is undefined.
             raise tvm_error(error, len(tensors)) from error
@@ -246,7 +246,7 @@ class LocalExecutor:
                 session.results = self._reader.kept(results)
             named = session.results.copies(as_numpy)
         else:
-            without = _NOTHING if held is None else self._updated
+            without = _NOTHING if states is None else self._updated
             memory = session.memory
             named = self._reader.read(results, memory.ranges, as_numpy, without, memory.states)
             if session.is_first:
@@ -272,31 +272,33 @@ class LocalExecutor:
                     freed = True
         return freed
 
-    def _step(self, tensors: list[RuntimeTensor], session: _Session, held: dict[str, Any]) -> Sequence[RuntimeTensor]:
+    def _step(self, tensors: list[RuntimeTensor], session: _Session, states: dict[str, Any]) -> Sequence[RuntimeTensor]:
         """TVM's array of results; the held states stay in device memory."""
         computed = self._device.call(session.main(), self._beside_held(tensors, session))
-        self._take_grown(computed, tensors, held)
+        self._take_grown(computed, tensors, states)
         return self._device.to_host(computed)
 
     def _with_own_states(self, tensors: list[RuntimeTensor]) -> list[RuntimeTensor]:
-        own = list(tensors)
+        copies = list(tensors)
         for index in self._states:
             element = self._binder.specs[index].element
-            own[index] = tensor_over(aligned_copy(array_over(tensors[index], element), element), element)
-        return own
+            copies[index] = tensor_over(aligned_copy(array_over(tensors[index], element), element), element)
+        return copies
 
     def _beside_held(self, tensors: list[RuntimeTensor], session: _Session) -> Sequence[RuntimeTensor]:
         """The inputs in memory that kernels can read; states are there already."""
-        given = [index for index in range(len(tensors)) if index not in self._held]
-        kept = [session.placed[index] for index in given]
+        fed = [index for index in range(len(tensors)) if index not in self._held]
+        kept = [session.placed[index] for index in fed]
         placed = list(tensors)
-        for index, tensor in zip(given, self._device.place([tensors[index] for index in given], kept), strict=True):
+        for index, tensor in zip(fed, self._device.place([tensors[index] for index in fed], kept), strict=True):
             placed[index] = tensor
-        for index, tensor in zip(given, kept, strict=True):
+        for index, tensor in zip(fed, kept, strict=True):
             session.placed[index] = tensor
         return placed
 
-    def _take_grown(self, results: Sequence[RuntimeTensor], tensors: list[RuntimeTensor], held: dict[str, Any]) -> None:
+    def _take_grown(
+        self, results: Sequence[RuntimeTensor], tensors: list[RuntimeTensor], states: dict[str, Any]
+    ) -> None:
         """Take states that are new tensors; those in the caller's memory are copied."""
         for name, index in self._grown:
             tensor = results[index]
@@ -304,7 +306,7 @@ class LocalExecutor:
                 element = self._element(name)
                 (host,) = self._device.to_host([tensor])
                 tensor = self._device.to_device(tensor_over(aligned_copy(array_over(host, element), element), element))
-            held[name] = Held(tensor, self._element(name).numpy.itemsize)
+            states[name] = Held(tensor, self._element(name).numpy.itemsize)
 
     def hold(self, states: Mapping[str, Array]) -> dict[str, Any]:
         held = HeldStates()

@@ -25,18 +25,18 @@ def fitting_sizes(sizes: Mapping[str, int], free: set[str], relations: Sequence[
     As long as a relation does not hold, the first candidate size for which the most relations hold is chosen, for one
     of its dimensions or for all of them together.
     """
-    found = dict(sizes)
-    broken = _broken(found, relations)
+    fitted = dict(sizes)
+    broken = _broken(fitted, relations)
     while broken:
         names = sorted(free & set(broken[0].symbols.values()))
         groups = [*([name] for name in names), *([names] if len(names) > 1 else [])]
-        trials = [found | dict.fromkeys(group, size) for group in groups for size in _TRIED]
+        trials = [fitted | dict.fromkeys(group, size) for group in groups for size in _TRIED]
         counts = [len(_broken(trial, relations)) for trial in trials]
         if not trials or min(counts) >= len(broken):
             return dict(sizes)
-        found = trials[counts.index(min(counts))]
-        broken = _broken(found, relations)
-    return found
+        fitted = trials[counts.index(min(counts))]
+        broken = _broken(fitted, relations)
+    return fitted
 
 
 def _broken(sizes: Mapping[str, int], relations: Sequence[Requirement]) -> list[Requirement]:

@@ -225,20 +225,20 @@ def _check_shape(spec: InputSpec, shape: tuple[int, ...], dimensions: Dimensions
             f"input {spec.name!r} has rank {len(shape)}, shape {list(shape)}; expected rank {spec.rank}",
             f"the module takes {spec.text}",
         )
-    for axis, (actual, wanted) in enumerate(zip(shape, spec.shape, strict=True)):
-        if isinstance(wanted, int):
-            if actual != wanted:
+    for axis, (actual, expected) in enumerate(zip(shape, spec.shape, strict=True)):
+        if isinstance(expected, int):
+            if actual != expected:
                 raise InputError(
-                    f"input {spec.name!r} has shape {list(shape)}: dimension {axis} is {actual} and must be {wanted}",
+                    f"input {spec.name!r} has shape {list(shape)}: dimension {axis} is {actual} and must be {expected}",
                     f"the module takes {spec.text}",
                 )
             continue
-        value, source = dimensions.setdefault(wanted, (actual, spec.name))
+        value, source = dimensions.setdefault(expected, (actual, spec.name))
         if actual != value:
             origin = "an earlier dimension of this input" if source == spec.name else f"input {source!r}"
             raise InputError(
-                f"input {spec.name!r} has shape {list(shape)}: dimension {axis} ({wanted}) is {actual}, "
-                f"but {origin} has {wanted} = {value}"
+                f"input {spec.name!r} has shape {list(shape)}: dimension {axis} ({expected}) is {actual}, "
+                f"but {origin} has {expected} = {value}"
             )
 
 
@@ -423,24 +423,28 @@ class RequirementChecker:
                 _check_values(index.requirement, _extremes(values), low, high)
 
 
-def _relation(each: Requirement, dimensions: set[str]) -> tuple[Requirement, _Size, _Size]:
-    left, right = (_Size(formula, each.symbols, each.where) for formula in (each.left, each.right))
+def _relation(requirement: Requirement, dimensions: set[str]) -> tuple[Requirement, _Size, _Size]:
+    left, right = (
+        _Size(formula, requirement.symbols, requirement.where) for formula in (requirement.left, requirement.right)
+    )
     left.check(dimensions)
     right.check(dimensions)
-    return each, left, right
+    return requirement, left, right
 
 
-def _index(each: IndexRequirement, inputs: Sequence[TensorDescription], dimensions: set[str]) -> _Index:
-    size = _Size(each.size, each.symbols, each.where)
+def _index(requirement: IndexRequirement, inputs: Sequence[TensorDescription], dimensions: set[str]) -> _Index:
+    size = _Size(requirement.size, requirement.symbols, requirement.where)
     size.check(dimensions)
-    least = None if each.least is None else _Size(each.least, each.symbols, each.where)
+    least = None if requirement.least is None else _Size(requirement.least, requirement.symbols, requirement.where)
     if least is not None:
         least.check(dimensions)
     for position, description in enumerate(inputs):
         element = ELEMENT_TYPES[description.dtype]
-        if description.name == each.input and element.numpy.kind in "iu" and description.carrier is None:
-            return _Index(position, element, each, size, least)
-    raise ArtifactError(f"the module's indices {each.input!r} are not an integer input", "compile the model again")
+        if description.name == requirement.input and element.numpy.kind in "iu" and description.carrier is None:
+            return _Index(position, element, requirement, size, least)
+    raise ArtifactError(
+        f"the module's indices {requirement.input!r} are not an integer input", "compile the model again"
+    )
 
 
 def _all_within(values: np.ndarray, low: int, high: int) -> bool:

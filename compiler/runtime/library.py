@@ -299,10 +299,10 @@ class PoolBound:
                 self._sizes.clear()
                 self._base, self._largest = None, 0
 
-    def _is_full(self, kept: int) -> bool:
+    def _is_full(self, kept_bytes: int) -> bool:
         if len(self._sizes) > (_KEPT_SIZES if self._read is None else _KNOWN_SIZES):
             return True
-        return kept > max(_KEPT_BYTES, _KEPT_LARGEST * self._largest)
+        return kept_bytes > max(_KEPT_BYTES, _KEPT_LARGEST * self._largest)
 
 
 POOL = PoolBound()

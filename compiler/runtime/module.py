@@ -139,12 +139,12 @@ class Module:
         Raises:
             InputError: as `run`; or an input is given twice, or there are too many.
         """
-        given = dict(zip((spec.name for spec in self.inputs), inputs, strict=False))
-        twice = sorted(set(given) & set(named))
+        positional = dict(zip((spec.name for spec in self.inputs), inputs, strict=False))
+        twice = sorted(set(positional) & set(named))
         if len(inputs) > len(self.inputs) or twice:
             problem = f"input {twice[0]!r} is given twice" if twice else f"{len(inputs)} inputs were given"
             raise InputError(problem, "the module takes " + ("; ".join(map(str, self.inputs)) or "no inputs"))
-        outputs = self.run({**given, **named})
+        outputs = self.run({**positional, **named})
         return next(iter(outputs.values())) if len(outputs) == 1 else outputs
 
     @overload
@@ -292,21 +292,21 @@ class Module:
             OptionError: the module has other states, or some that grow.
             InputError, InternalError: as `run`.
         """
-        wanted = {state.input for state in self.manifest.states}
-        if wanted != set(states) or any(state.grows for state in self.manifest.states):
+        state_inputs = {state.input for state in self.manifest.states}
+        if state_inputs != set(states) or any(state.grows for state in self.manifest.states):
             raise OptionError(
                 f"states were given for {', '.join(sorted(states)) or 'no inputs'}; the module updates in place "
-                f"{', '.join(sorted(wanted)) or 'none'}"
+                f"{', '.join(sorted(state_inputs)) or 'none'}"
             )
         executor = self._executor
-        held = executor.hold(states)
-        results = executor.step(inputs, held, self._threads, as_numpy=outputs == "numpy")
+        held_states = executor.hold(states)
+        results = executor.step(inputs, held_states, self._threads, as_numpy=outputs == "numpy")
 
         def take(name: str, array: Array) -> None:
             if array.ctypes.data != states[name].ctypes.data:
                 states[name][...] = array
 
-        executor.changed(held, take)
+        executor.changed(held_states, take)
         return results
 
     def with_reference(
@@ -316,10 +316,10 @@ class Module:
 
         If inputs provided by a session are left out, it is a session's first run; `sizes` are those of its states.
         """
-        other = object.__new__(type(self))
-        other.__dict__.update(self.__dict__)
-        other._artifact = self._artifact.with_reference(inputs, outputs, sizes)
-        return other
+        clone = object.__new__(type(self))
+        clone.__dict__.update(self.__dict__)
+        clone._artifact = self._artifact.with_reference(inputs, outputs, sizes)
+        return clone
 
     @interruptible
     def export(self, path: str | os.PathLike[str], *, sign_key: Key | None = None) -> None:

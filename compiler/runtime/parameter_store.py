@@ -66,10 +66,10 @@ class ParameterStore:
 
     def _find(self, key: _Key, array: Array) -> Array | None:
         """An array in use with these bytes; forgets arrays that are no longer used."""
-        used = [(each, kept) for each in self._used.get(key, ()) if (kept := each()) is not None]
+        used = [(each, stored) for each in self._used.get(key, ()) if (stored := each()) is not None]
         if key in self._used:
             self._used[key] = [each for each, _ in used]
-        return next((kept for _, kept in used if _equal(kept, array)), None)
+        return next((stored for _, stored in used if _equal(stored, array)), None)
 
 
 PARAMETERS = ParameterStore()
@@ -136,13 +136,13 @@ def _in_folder(array: Array) -> Array:
 
 def _publish(array: Array, path: Path) -> None:
     """Write a file atomically, or leave the one that another process wrote meanwhile. Raises StorageError."""
-    made = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}")
     try:
-        write_atomically(made, [_bytes(array).data])
+        write_atomically(temporary, [_bytes(array).data])
         with storage_errors(path, "written"), contextlib.suppress(FileExistsError):
-            os.link(made, path)
+            os.link(temporary, path)
     finally:
-        made.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def _check_private(folder: Path) -> None:

@@ -63,17 +63,17 @@ def random_inputs(
 def _range(name: str, indices: Sequence[IndexRequirement], sizes: Mapping[str, int]) -> tuple[int, int]:
     """The range, excluding its end, for the integers of an input."""
     low, high, spread = 0, 1 << 31, False
-    for each in indices:
-        if each.input != name:
+    for requirement in indices:
+        if requirement.input != name:
             continue
-        values = {symbol: sizes[at] for symbol, at in each.symbols.items() if at in sizes}
+        values = {symbol: sizes[at] for symbol, at in requirement.symbols.items() if at in sizes}
         try:
-            high = min(high, parsed(each.size).value(values))
-            low = max(low, parsed(each.least).value(values)) if each.least is not None else low
+            high = min(high, parsed(requirement.size).value(values))
+            low = max(low, parsed(requirement.least).value(values)) if requirement.least is not None else low
         except FormulaError:
             return 0, 2
         # Without a minimum they are indices of an axis; with one they may be lengths or counts, which are kept small.
-        spread = spread or each.least is None
+        spread = spread or requirement.least is None
     return (low, max(high, low + 1)) if spread else (low, max(min(high, low + 2), low + 1))
 
 

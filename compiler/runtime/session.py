@@ -295,12 +295,12 @@ class Session:
                 for that moment.
         """
         with self._lock:
-            whole = [state.name for state in self._states.values() if state.axis is None]
+            replaced = [state.name for state in self._states.values() if state.axis is None]
             if self._before.maxlen and count:
                 self._back_to(count)
                 return
-            if (self._manifest.position is None and not self._grown) or whole:
-                what = f"state {whole[0]!r} is replaced by each run" if whole else "the module counts no rows"
+            if (self._manifest.position is None and not self._grown) or replaced:
+                what = f"state {replaced[0]!r} is replaced by each run" if replaced else "the module counts no rows"
                 raise OptionError(
                     f"the session cannot be rewound: {what}",
                     "open it with module.session(snapshots=...), or take a snapshot() before a run that you may want to"
@@ -312,10 +312,10 @@ class Session:
 
     def _back_to(self, count: int) -> None:
         """`rewind` using the kept snapshots."""
-        kept = [self._length - each.length for each in self._before]
-        if count not in kept:
+        reachable = [self._length - each.length for each in self._before]
+        if count not in reachable:
             raise OptionError(
-                f"cannot rewind by {count!r}: the last runs can be undone by rewinding {sorted(kept)} rows",
+                f"cannot rewind by {count!r}: the last runs can be undone by rewinding {sorted(reachable)} rows",
                 "open the session with more snapshots, or rewind to where a run began",
             )
         while self._before[-1].length > self._length - count:
@@ -406,16 +406,16 @@ class Session:
 
     def fork(self) -> Session:
         """Return an independent session with a copy of the states."""
-        other = object.__new__(Session)
+        forked = object.__new__(Session)
         with self._lock:
-            other.__dict__.update(self.__dict__)
-            other._sizes = dict(self._sizes)
-            other._before = self._before.copy()
-            other._lock = threading.Lock()
+            forked.__dict__.update(self.__dict__)
+            forked._sizes = dict(self._sizes)
+            forked._before = self._before.copy()
+            forked._lock = threading.Lock()
             if self._held is not None:
                 executor = self._module._executor
-                other._held = executor.hold(executor.read(self._held))
-        return other
+                forked._held = executor.hold(executor.read(self._held))
+        return forked
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the states to a file, atomically; for states with rows only those in use.

@@ -83,12 +83,12 @@ def rows_of_run(manifest: Manifest, described: Sequence[TensorDescription], inpu
 
 def completed(manifest: Manifest, sizes: Mapping[str, int], inputs: Mapping[str, object]) -> Sizes:
     """Add the sizes that the inputs determine. Raises InputError if a size of a state is still unknown."""
-    whole = {**_told(manifest.session_inputs, inputs), **sizes}
-    missing = sorted(state_symbols(manifest) - set(whole))
+    known = {**_told(manifest.session_inputs, inputs), **sizes}
+    missing = sorted(state_symbols(manifest) - set(known))
     if missing:
         takes = "; ".join(map(str, manifest.session_inputs))
         raise InputError(f"the inputs do not determine the size {missing[0]!r} of the states", f"a run takes {takes}")
-    return whole
+    return known
 
 
 def are_known(manifest: Manifest, sizes: Mapping[str, int]) -> bool:
@@ -150,10 +150,10 @@ def first_inputs(artifact: Artifact) -> dict[str, np.ndarray]:
         return dict(stored)
     sizes = {**completed(manifest, manifest.reference_sizes, stored), **grown_sizes(manifest, 0)}
     values = {**artifact.initial_states, **stored}
-    for each in manifest.inputs:
-        if each.name not in values:
-            values[each.name] = np.zeros(shape_of(each, sizes), ELEMENT_TYPES[each.dtype].numpy)
-    return {each.name: values[each.name] for each in manifest.inputs}
+    for spec in manifest.inputs:
+        if spec.name not in values:
+            values[spec.name] = np.zeros(shape_of(spec, sizes), ELEMENT_TYPES[spec.dtype].numpy)
+    return {spec.name: values[spec.name] for spec in manifest.inputs}
 
 
 def symbols_of(description: TensorDescription) -> set[str]:
@@ -176,7 +176,7 @@ def _row_sizes(manifest: Manifest) -> set[int | str]:
 
 def _told(described: Sequence[TensorDescription], inputs: Mapping[str, Any]) -> Sizes:
     """The sizes of symbolic dimensions determined by the shapes of inputs."""
-    told: Sizes = {}
+    sizes: Sizes = {}
     for description in described:
         value = inputs.get(description.name)
         shape = getattr(value, "shape", None)
@@ -184,5 +184,5 @@ def _told(described: Sequence[TensorDescription], inputs: Mapping[str, Any]) -> 
             continue
         actual = np.shape(value) if shape is None else tuple(shape)
         if len(actual) == len(description.shape):
-            told.update((n, int(s)) for n, s in zip(description.shape, actual, strict=True) if isinstance(n, str))
-    return told
+            sizes.update((n, int(s)) for n, s in zip(description.shape, actual, strict=True) if isinstance(n, str))
+    return sizes

@@ -372,7 +372,7 @@ class OutputReader:
             self._check(results)
         # Few calls and no helpers: reading is a third of a small model's time.
         named = {}
-        given: list[int] = []
+        returned: list[int] = []
         item, low, high = self._item, self._parameters.low, self._parameters.high
         for index, name, element, fast in self._but(without) if without else self._named:
             tensor = item(results, index)
@@ -389,14 +389,14 @@ class OutputReader:
                 _check_dtype(name, tensor, element)
                 self._checked.add(index)
             address = tensor.data_ptr()
-            taken = address in given or (low <= address < high and address in self._parameters) or address in states
+            shared = address in returned or (low <= address < high and address in self._parameters) or address in states
             for start, end in inputs:
                 if start <= address < end or address == start:
-                    taken = True
-            if taken:
+                    shared = True
+            if shared:
                 array = aligned_copy(array_over(tensor, element), element)
                 tensor = tensor_over(array, element)
-            given.append(address)
+            returned.append(address)
             named[name] = array if as_numpy else tensor
         for name, element in self._carried.items():
             if name in without:

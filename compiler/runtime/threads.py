@@ -81,10 +81,10 @@ def runs_at_once(threads: int) -> int:
 def runners_of(threads: int) -> Runners:
     """The runners with that number of threads; they end with the last reference to this object."""
     with _lock:
-        found = _runners.get(threads)
-        if found is None:
-            found = _runners[threads] = Runners(threads)
-        return found
+        runners = _runners.get(threads)
+        if runners is None:
+            runners = _runners[threads] = Runners(threads)
+        return runners
 
 
 class FairSemaphore:
@@ -122,11 +122,11 @@ _semaphores: dict[int, FairSemaphore] = {}  # by number of threads
 
 
 def _semaphore_of(threads: int) -> FairSemaphore:
-    found = _semaphores.get(threads)
-    if found is None:
+    semaphore = _semaphores.get(threads)
+    if semaphore is None:
         with _lock:
-            found = _semaphores.setdefault(threads, FairSemaphore(runs_at_once(threads)))
-    return found
+            semaphore = _semaphores.setdefault(threads, FairSemaphore(runs_at_once(threads)))
+    return semaphore
 
 
 def _after_fork() -> None:
@@ -213,14 +213,14 @@ def run_with(threads: int, function: Callable[[], Result]) -> Result:
 def _with_slot(threads: int, function: Callable[[], Result]) -> Result:
     semaphore, state = _semaphore_of(threads), _state
     semaphore.acquire()
-    before = state.current
+    previous = state.current
     try:
         _set(threads)
         state.current = threads
         return function()
     finally:
-        state.current = before
-        _set(max(before, 1))  # returns helpers
+        state.current = previous
+        _set(max(previous, 1))  # returns helpers
         semaphore.release()
 
 
@@ -229,10 +229,10 @@ def _set(threads: int) -> None:
     state = _state
     if state.in_pool == threads:
         return
-    found = set_threads()(threads)
-    state.in_pool = 0 if found != threads else threads
-    if found != threads:
+    started = set_threads()(threads)
+    state.in_pool = 0 if started != threads else threads
+    if started != threads:
         raise OptionError(
-            f"{threads} threads could not be started: the system allows {found}",
-            f"use fewer threads: module.threads = {found}",
+            f"{threads} threads could not be started: the system allows {started}",
+            f"use fewer threads: module.threads = {started}",
         )

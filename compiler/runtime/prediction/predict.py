@@ -56,26 +56,26 @@ def rank(module: Module, query: str, texts: Sequence[str]) -> Ranking:
     return _reranker(module).rank(query, texts)
 
 
-def _predicted(module: Module, given: Sequence[Given], processing: Processing) -> list[Any]:
+def _predicted(module: Module, inputs: Sequence[Given], processing: Processing) -> list[Any]:
     """One prediction per item. All texts are one run; images differ in size, and are one run each."""
     if processing.task == "embed":
-        texts = [each for each in given if isinstance(each, str)]
-        if len(texts) < len(given):
+        texts = [each for each in inputs if isinstance(each, str)]
+        if len(texts) < len(inputs):
             raise InputError("the module embeds texts", "give a string (--text)")
         return [Vector(each) for each in _embedder(module).embed(texts)] if texts else []
     if processing.task == "speech":
-        return [_speech(module, each, processing) for each in given]
-    return [_of_image(module, each, processing) for each in given]
+        return [_speech(module, each, processing) for each in inputs]
+    return [_of_image(module, each, processing) for each in inputs]
 
 
-def _of_image(module: Module, given: Given, processing: Processing) -> Prediction:
-    others = [each.name for each in module.inputs if each.name != "image"]
-    if others:
+def _of_image(module: Module, source: Given, processing: Processing) -> Prediction:
+    other_inputs = [each.name for each in module.inputs if each.name != "image"]
+    if other_inputs:
         raise InputError(
-            f"the module has inputs other than an image: {', '.join(others)}",
+            f"the module has inputs other than an image: {', '.join(other_inputs)}",
             "run it: run({...}), or make these inputs constants when compiling",
         )
-    image = pixels_of(given)
+    image = pixels_of(source)
     return of_image(processing, module.run({"image": image}), image)
 
 
@@ -89,10 +89,10 @@ def _reranker(module: Module) -> TextReranker:
     return TextReranker(module)
 
 
-def _speech(module: Module, given: Given, processing: Processing) -> Speech:
+def _speech(module: Module, source: Given, processing: Processing) -> Speech:
     """Process the windows of a recording in order; the last one is padded with silence."""
     rate, window, context = (int(each or 0) for each in (processing.rate, processing.window, processing.context))
-    samples = read_audio(given, rate)
+    samples = read_audio(source, rate)
     count = -(-len(samples) // window)
     padded = np.zeros(context + count * window, np.float32)
     padded[context : context + len(samples)] = samples

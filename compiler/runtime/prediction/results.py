@@ -107,12 +107,12 @@ class Detections:
         width = max(2, round(max(picture.size) / _LINE_SHARE))
         font = fonts.load_default(max(10, 6 * width))
         # Highest score last, so that it is drawn on top.
-        for number, each in reversed(list(zip(self.classes, self, strict=True))):
+        for number, detection in reversed(list(zip(self.classes, self, strict=True))):
             color = _COLORS[int(number) % len(_COLORS)]
-            draw.rectangle(each.box, outline=color, width=width)
-            text = f"{each.name} {each.score:.2f}"
+            draw.rectangle(detection.box, outline=color, width=width)
+            text = f"{detection.name} {detection.score:.2f}"
             left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
-            x, y = each.box[0], max(0.0, each.box[1] - (bottom - top) - 2 * width)
+            x, y = detection.box[0], max(0.0, detection.box[1] - (bottom - top) - 2 * width)
             draw.rectangle((x, y, x + right - left + 2 * width, y + bottom - top + 2 * width), fill=color)
             draw.text((x + width - left, y + width - top), text, fill="white", font=font)
         return picture
@@ -132,10 +132,10 @@ class Detections:
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         height, width = self.image.shape[:2]
-        found = [{**each._asdict(), "class": int(number)} for each, number in zip(self, self.classes, strict=True)]
-        for each, mask in zip(found, () if self.masks is None else self.masks, strict=False):
+        detections = [{**each._asdict(), "class": int(number)} for each, number in zip(self, self.classes, strict=True)]
+        for each, mask in zip(detections, () if self.masks is None else self.masks, strict=False):
             each["mask"] = _encoded(mask * np.uint8(255))
-        return {"width": width, "height": height, "detections": found}
+        return {"width": width, "height": height, "detections": detections}
 
     def _repr_png_(self) -> bytes:
         """The picture in notebooks."""

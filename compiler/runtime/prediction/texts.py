@@ -87,11 +87,11 @@ class TextEmbedder:
             encoded = self._tokenizer.encode_batch(padded)
         ids = np.array([each.ids for each in encoded])
         mask = np.array([each.attention_mask for each in encoded])
-        given = {}
+        inputs = {}
         for tensor in self._module.inputs:
             value = ids if tensor.name == self._ids else mask if tensor.name == self._mask else np.zeros_like(ids)
-            given[tensor.name] = value.astype(tensor.dtype)
-        (first, *_) = self._module.run(given).values()
+            inputs[tensor.name] = value.astype(tensor.dtype)
+        (first, *_) = self._module.run(inputs).values()
         if first.ndim == 3:
             weights = mask[:, :, None].astype(np.float32)
             first = (first * weights).sum(axis=1) / np.maximum(weights.sum(axis=1), 1)
@@ -103,10 +103,10 @@ def tokenizer_bytes(module: Module, path: str | os.PathLike[str] | None) -> byte
     if path is not None:
         with storage_errors(path, what="the tokenizer "):
             return Path(path).read_bytes()
-    found = module.artifact.assets.get("tokenizer.json")
-    if found is None:
+    content = module.artifact.assets.get("tokenizer.json")
+    if content is None:
         raise OptionError("the module carries no tokenizer", "name a tokenizer.json")
-    return bytes(found)
+    return bytes(content)
 
 
 LIMIT = 512
