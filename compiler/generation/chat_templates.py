@@ -59,12 +59,12 @@ class ChatTemplate:
         """
         if tools and "tools" not in self._source:
             raise InputError("the model's chat template takes no tools", "describe them in a message")
-        given = {"add_generation_prompt": True, "documents": None, **self._special, **names}
-        given["range"] = _Ranges().range
-        given |= {"messages": [_plain_message(each) for each in messages], "tools": _plain(tools)}
+        variables = {"add_generation_prompt": True, "documents": None, **self._special, **names}
+        variables["range"] = _Ranges().range
+        variables |= {"messages": [_plain_message(each) for each in messages], "tools": _plain(tools)}
         jinja2 = _jinja2("jinja2")
         try:
-            text: str = self._template.render(given)
+            text: str = self._template.render(variables)
         except (jinja2.TemplateError, *_ERRORS) as error:
             raise InputError(f"the chat template refuses the messages: {error}") from error
         if len(text) > _MAX_TEXT:
@@ -94,11 +94,11 @@ class _Ranges:
         self._left = _MAX_RANGE
 
     def range(self, *bounds: int) -> range:
-        found = range(*bounds)
-        self._left -= len(found)
+        values = range(*bounds)
+        self._left -= len(values)
         if self._left < 0:
             _refuse(f"its ranges have more than {_MAX_RANGE} items")
-        return found
+        return values
 
 
 def _environment() -> type:

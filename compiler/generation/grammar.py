@@ -192,10 +192,10 @@ class Matcher:
             self._next = self._read(*self._masks.next())
         return self._next
 
-    def _read(self, given: Bits | None, completed: bool) -> tuple[Mask | None, bool]:
-        if given is None:
+    def _read(self, bits: Bits | None, completed: bool) -> tuple[Mask | None, bool]:
+        if bits is None:
             return None, False
-        allowed = np.unpackbits(given.view(np.uint8), bitorder="little", count=self._vocabulary).view(np.bool_)
+        allowed = np.unpackbits(bits.view(np.uint8), bitorder="little", count=self._vocabulary).view(np.bool_)
         stops = allowed[self._stop_tokens]
         ended = np.count_nonzero(allowed) == np.count_nonzero(stops)
         if ended and not stops.any() and not completed:
@@ -247,27 +247,27 @@ class _Body:
         return self._choice()
 
     def _choice(self) -> bool:
-        found = self._sequence()
+        matched = self._sequence()
         while self._take("|"):
-            found = self._sequence() or found
-        return found
+            matched = self._sequence() or matched
+        return matched
 
     def _sequence(self) -> bool:
-        found = True
+        matched = True
         while self._at < len(self._tokens) and self._tokens[self._at] not in ("|", ")"):
-            found = self._repeated() and found
-        return found
+            matched = self._repeated() and matched
+        return matched
 
     def _repeated(self) -> bool:
-        found = self._single()
+        matched = self._single()
         while self._at < len(self._tokens):
             token = self._tokens[self._at]
             if token in ("*", "?", "{0"):
-                found = True
+                matched = True
             elif token not in ("+", "{"):
                 break
             self._at += 1
-        return found
+        return matched
 
     def _single(self) -> bool:
         token = self._tokens[self._at]

@@ -345,11 +345,11 @@ def merged_options(options: GenerationOptions | None, settings: Mapping[str, Any
 
 def merged_media(media: Media | None, settings: dict[str, Any]) -> Media | None:
     """Return media with fields moved from the settings. Raises OptionError if both are given."""
-    own = {name: settings.pop(name) for name in ("inputs", "images", "audio") if name in settings}
-    own = {name: value for name, value in own.items() if value is not None}
-    if own and media is not None:
-        raise OptionError(f"`media` and {', '.join(own)} exclude each other", "put all in `media`")
-    return Media(**own) if own else media
+    media_settings = {name: settings.pop(name) for name in ("inputs", "images", "audio") if name in settings}
+    media_settings = {name: value for name, value in media_settings.items() if value is not None}
+    if media_settings and media is not None:
+        raise OptionError(f"`media` and {', '.join(media_settings)} exclude each other", "put all in `media`")
+    return Media(**media_settings) if media_settings else media
 
 
 Array = np.ndarray
@@ -414,18 +414,18 @@ class Encoder:
             nothing = {name: self._nothing(each) for name, each in self._taken.items()}
             return EncoderInputs(nothing, tokens, self._image_token)
         _check_grids(inputs)
-        found = self.module.run(inputs)
+        outputs = self.module.run(inputs)
         if self._image_token is not None:
-            if _KEPT in found:
-                found = {name: found[name][found[_KEPT]] for name in self._taken}
-            rows = len(found[next(iter(self._taken))])
+            if _KEPT in outputs:
+                outputs = {name: outputs[name][outputs[_KEPT]] for name in self._taken}
+            rows = len(outputs[next(iter(self._taken))])
             if rows != stands:
                 what = "sounds" if self.inputs[0].name == _SPECTROGRAM else "images"
                 raise InputError(
                     f"the {what} take {rows} tokens, but the prompt holds {stands} of token {self._image_token}",
                     f"the model's processor gives a prompt with as many tokens as its {what} take",
                 )
-        return EncoderInputs({name: found[name] for name in self._taken}, tokens, self._image_token)
+        return EncoderInputs({name: outputs[name] for name in self._taken}, tokens, self._image_token)
 
     def _returned(self) -> set[str]:
         return {each.name for each in self.module.outputs}

@@ -36,10 +36,10 @@ class SequenceState:
     def keep_common(self, tokens: Sequence[int]) -> int:
         """Discard tokens after the common prefix with `tokens`; return its length, at most all but the last of them."""
         common = common_length(self.tokens, tokens)
-        kept = self._steps.back_to(0, common)
-        if kept < common:
+        length = self._steps.back_to(0, common)
+        if length < common:
             self._steps.mark(0, common)
-        common = kept
+        common = length
         del self.tokens[common:]
         return common
 
@@ -121,10 +121,10 @@ class Run(Iterator[Piece]):
         guesses: list[int] = []
         if speculation is not None:
             guesses = speculation.draft([*self._prompt, *output.tokens], output.left - 1)
-        before = len(output.tokens)
+        start = len(output.tokens)
         pieces = output.take_checked(self._state.read([output.tokens[-1], *guesses]), guesses)
         if speculation is not None and guesses:
-            right = right_guesses(guesses, output.tokens[before:])
+            right = right_guesses(guesses, output.tokens[start:])
             self._state.forget(len(guesses) - right)
             speculation.checked(len(guesses), right)
         return pieces

@@ -230,14 +230,14 @@ def _normalized(image: Any, preparation: ImagePreparation) -> Array:
 
 def _text(preparation: ImagePreparation, parts: int, rows: int, columns: int) -> str:
     """Return the placeholder text of an image with this many parts; framed tiles have row and column markers."""
-    own, frame = preparation.text * preparation.rows, preparation.frame
+    image_text, frame = preparation.text * preparation.rows, preparation.frame
     if not frame:
-        return f"{preparation.before}{own * parts}{preparation.after}"
+        return f"{preparation.before}{image_text * parts}{preparation.after}"
     tiles = "".join(
-        "".join(f"{frame}<row_{row + 1}_col_{column + 1}>{own}" for column in range(columns)) + "\n"
+        "".join(f"{frame}<row_{row + 1}_col_{column + 1}>{image_text}" for column in range(columns)) + "\n"
         for row in range(rows)
     )
-    whole = f"{frame}{preparation.overview}{own}{frame}"
+    whole = f"{frame}{preparation.overview}{image_text}{frame}"
     return f"{tiles}\n{whole}" if rows else whole
 
 

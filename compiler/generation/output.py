@@ -182,13 +182,13 @@ class TextStream:
         return self._next(final=True)
 
     def _next(self, *, final: bool) -> str:
-        before = self._decode(self._tokens[self._begin : self._given])
+        shown_text = self._decode(self._tokens[self._begin : self._given])
         now = self._decode(self._tokens[self._begin :])
         waiting = len(self._tokens) - self._given
         incomplete = now.endswith(_BROKEN) and waiting < _LONGEST_CHARACTER
         if not waiting or (incomplete and not final):
             return ""
-        text = now[len(before) :]
+        text = now[len(shown_text) :]
         if (
             text
         ):  # after only special tokens, a decoder treats the next token as the beginning, which may lose its space
@@ -209,10 +209,10 @@ class StopTexts:
         if self.found:
             return ""
         text = self._held + piece
-        found = [index for index in (text.find(stop) for stop in self._stops) if index >= 0]
-        if found:
+        positions = [index for index in (text.find(stop) for stop in self._stops) if index >= 0]
+        if positions:
             self.found, self._held = True, ""
-            return text[: min(found)]
+            return text[: min(positions)]
         held = max((_overlap(text, stop) for stop in self._stops), default=0)
         self._held = text[len(text) - held :]
         return text[: len(text) - held]

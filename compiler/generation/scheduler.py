@@ -297,7 +297,7 @@ class RunningSequence:
 
     def take(self, logits: Logits) -> int:
         """Choose the next tokens from their logits and emit them; the number of rejected guesses."""
-        is_first, before = not self.output.tokens, len(self.output.tokens)
+        is_first, start = not self.output.tokens, len(self.output.tokens)
         pieces = self.output.take_checked(logits, self._guesses)
         now = time.perf_counter()
         if is_first:
@@ -307,7 +307,7 @@ class RunningSequence:
             self._decoded += max(1, len(pieces))
         wrong = 0
         if self.speculation is not None and self._guesses:
-            right = right_guesses(self._guesses, self.output.tokens[before:])
+            right = right_guesses(self._guesses, self.output.tokens[start:])
             wrong = len(self._guesses) - right
             self.speculation.checked(len(self._guesses), right)
             self.read -= wrong
@@ -373,12 +373,12 @@ class Batch:
         if not parts:
             return
         try:
-            found = self._steps.run([chunk for _, chunk in parts])
+            results = self._steps.run([chunk for _, chunk in parts])
         except Exception as error:  # those who wait for them are told
             for sequence, _ in parts:
                 self._fail(sequence, error)
             return
-        for (sequence, chunk), logits in zip(parts, found, strict=True):
+        for (sequence, chunk), logits in zip(parts, results, strict=True):
             self._slots.read(chunk.slot, chunk.tokens)
             sequence.read += len(chunk.tokens)
             if chunk.logits:
@@ -421,10 +421,10 @@ class Batch:
                 parts.append((sequence, sequence.token_chunk(guesses)))
             except Exception as error:  # of the draft model; the others go on
                 self._fail(sequence, error)
-        left = _PROMPT_TOKENS if parts else _LONE_PROMPT_TOKENS
+        budget = _PROMPT_TOKENS if parts else _LONE_PROMPT_TOKENS
         begun: list[RunningSequence] = []
         for sequence in [each for each in sequences if each.reads_prompt]:
-            if left <= 0:
+            if budget <= 0:
                 break
             if sequence.slot is None:
                 if self._is_being_read(sequence, begun):
@@ -432,8 +432,8 @@ class Batch:
                 slot, reused = self._slots.take(sequence.prompt, sequence.output.options.adapter)
                 self._steps.attach(slot, sequence.inputs)
                 sequence.started(slot, reused)
-            chunk = sequence.prompt_chunk(left)
-            left -= len(chunk.tokens)
+            chunk = sequence.prompt_chunk(budget)
+            budget -= len(chunk.tokens)
             begun.append(sequence)
             parts.append((sequence, chunk))
         return parts

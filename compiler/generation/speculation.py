@@ -66,18 +66,18 @@ class DraftModel:
             return []
         common = next((i for i, pair in enumerate(zip(self._read, tokens, strict=False)) if pair[0] != pair[1]), None)
         common = min(len(self._read), len(tokens) - 1) if common is None else min(common, len(tokens) - 1)
-        kept = self._steps.back_to(self._slot, common)
-        if kept < common:
+        length = self._steps.back_to(self._slot, common)
+        if length < common:
             self._steps.mark(self._slot, common)
-        common = kept
+        common = length
         del self._read[common:]
-        given, guessed = list(tokens[common:]), list[int]()
+        unread, guessed = list(tokens[common:]), list[int]()
         while len(guessed) < most:
             position = len(self._read)
-            chunk = Chunk(self._slot, given, position, position + len(given), is_prompt=len(given) > 1, logits=1)
+            chunk = Chunk(self._slot, unread, position, position + len(unread), is_prompt=len(unread) > 1, logits=1)
             guessed.append(int(self._steps.run([chunk])[0][0].argmax()))
-            self._read += given
-            given = guessed[-1:]
+            self._read += unread
+            unread = guessed[-1:]
         return guessed
 
 

@@ -194,7 +194,7 @@ class BatchedSteps(_Rows):
         tokens: list[int] = []
         positions: list[int] = []
         lengths: list[int] = []
-        wanted: list[int] = []
+        logit_rows: list[int] = []
         sequences: list[tuple[int, ...]] = []
         for chunk in chunks:
             first, count = len(tokens), len(chunk.tokens)
@@ -202,12 +202,12 @@ class BatchedSteps(_Rows):
             tokens += chunk.tokens
             positions += range(chunk.position, chunk.position + count)
             lengths += [max(chunk.total, chunk.position + count)] * count
-            wanted += range(len(tokens) - chunk.logits, len(tokens))
+            logit_rows += range(len(tokens) - chunk.logits, len(tokens))
         inputs = {
             TOKENS: np.array([tokens], np.int64),
             POSITIONS: np.array([positions, lengths], np.int64),
             SEQUENCES: np.array(sequences, np.int64),
-            WANTED: np.array(wanted or [0], np.int64),
+            WANTED: np.array(logit_rows or [0], np.int64),
         }
         if self._module.adapters:
             sizes = [len(chunk.tokens) for chunk in chunks]
@@ -374,21 +374,21 @@ class CheckpointedSteps:
 
     def run(self, chunks: Sequence[Chunk]) -> list[Logits]:
         """See `Steps.run`."""
-        found = self._steps.run([self._prepared(chunk) for chunk in chunks])
+        results = self._steps.run([self._prepared(chunk) for chunk in chunks])
         for chunk in chunks:
             kept = self._kept[chunk.slot]
             kept.length = chunk.position + len(chunk.tokens)
             if kept.mark == kept.length:
                 self._keep(chunk.slot)
-        return found
+        return results
 
     def copy(self, source: int, target: int, rows: int) -> None:
         """See `Steps.copy`; `rows` is what `back_to` returned."""
-        kept = self._kept[source]
+        slot_state = self._kept[source]
         self._steps.copy(source, target, rows)
-        if rows != kept.length:
-            self._steps.restore(target, kept.points[rows])
-        points = {position: point for position, point in kept.points.items() if position <= rows}
+        if rows != slot_state.length:
+            self._steps.restore(target, slot_state.points[rows])
+        points = {position: point for position, point in slot_state.points.items() if position <= rows}
         self._kept[target] = _Slot(rows, points)
 
     def attach(self, slot: int, inputs: ChunkInputs | None) -> None:
@@ -401,10 +401,10 @@ class CheckpointedSteps:
 
     def back_to(self, slot: int, rows: int) -> int:
         """See `Steps.back_to`."""
-        kept = self._kept[slot]
-        if rows == kept.length:
+        slot_state = self._kept[slot]
+        if rows == slot_state.length:
             return rows
-        return max((position for position in kept.points if position <= rows), default=0)
+        return max((position for position in slot_state.points if position <= rows), default=0)
 
     def mark(self, slot: int, position: int) -> None:
         """See `Steps.mark`."""
@@ -412,42 +412,42 @@ class CheckpointedSteps:
 
     def _prepared(self, chunk: Chunk) -> Chunk:
         """Bring a slot to the position of a chunk; the part of the chunk that is left behind a marked position."""
-        kept, slot = self._kept[chunk.slot], chunk.slot
-        if chunk.position != kept.length:
+        slot_state, slot = self._kept[chunk.slot], chunk.slot
+        if chunk.position != slot_state.length:
             self._go_back(slot, chunk.position)
-        kept.guess = None
-        if kept.mark is not None and chunk.position < kept.mark < chunk.position + len(chunk.tokens):
-            count = kept.mark - chunk.position
+        slot_state.guess = None
+        if slot_state.mark is not None and chunk.position < slot_state.mark < chunk.position + len(chunk.tokens):
+            count = slot_state.mark - chunk.position
             first = Chunk(slot, chunk.tokens[:count], chunk.position, chunk.total, chunk.is_prompt, 0)
             self._steps.run([first])
             self._keep(slot)
             return Chunk(slot, chunk.tokens[count:], chunk.position + count, chunk.total, chunk.is_prompt, chunk.logits)
         if not chunk.is_prompt and len(chunk.tokens) > 1:
-            kept.guess = chunk.position, self._steps.snapshot(slot), chunk.tokens
+            slot_state.guess = chunk.position, self._steps.snapshot(slot), chunk.tokens
         return chunk
 
     def _go_back(self, slot: int, position: int) -> None:
         """The caller forgets what a slot holds from a position on."""
-        kept = self._kept[slot]
+        slot_state = self._kept[slot]
         if position == 0:  # a run from there begins with the initial states
-            kept.points = {}
-        elif kept.guess is not None and kept.guess[0] <= position:
-            start, snapshot, tokens = kept.guess
+            slot_state.points = {}
+        elif slot_state.guess is not None and slot_state.guess[0] <= position:
+            start, snapshot, tokens = slot_state.guess
             self._steps.restore(slot, snapshot)
             if position > start:
                 again = Chunk(slot, tokens[: position - start], start, position, is_prompt=False, logits=0)
                 self._steps.run([again])
         else:
-            self._steps.restore(slot, kept.points[position])
-            kept.points[position] = kept.points.pop(position)
-        kept.points = {each: point for each, point in kept.points.items() if each <= position}
-        kept.length = position
+            self._steps.restore(slot, slot_state.points[position])
+            slot_state.points[position] = slot_state.points.pop(position)
+        slot_state.points = {each: point for each, point in slot_state.points.items() if each <= position}
+        slot_state.length = position
 
     def _keep(self, slot: int) -> None:
         """Take the checkpoint that is marked."""
-        kept = self._kept[slot]
-        assert kept.mark is not None
-        kept.points[kept.mark] = self._steps.snapshot(slot)
-        kept.mark = None
-        if len(kept.points) > _MAX_CHECKPOINTS:
-            del kept.points[next(iter(kept.points))]
+        slot_state = self._kept[slot]
+        assert slot_state.mark is not None
+        slot_state.points[slot_state.mark] = self._steps.snapshot(slot)
+        slot_state.mark = None
+        if len(slot_state.points) > _MAX_CHECKPOINTS:
+            del slot_state.points[next(iter(slot_state.points))]

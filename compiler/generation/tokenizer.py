@@ -62,14 +62,14 @@ class Tokenizer:
         to_bytes = (
             _from_byte_level if '"ByteLevel"' in form else _from_fallback if '"ByteFallback"' in form else _from_text
         )
-        found = [b""] * count
+        table = [b""] * count
         for token, number in self._tokenizer.get_vocab(with_added_tokens=False).items():
             if number < count:
-                found[number] = to_bytes(token)
+                table[number] = to_bytes(token)
         for number, added in self._tokenizer.get_added_tokens_decoder().items():
             if number < count:
-                found[number] = b"" if added.special else added.content.encode()
-        return found
+                table[number] = b"" if added.special else added.content.encode()
+        return table
 
     def token(self, text: str) -> int | None:
         """The token of a text; None where it is none."""

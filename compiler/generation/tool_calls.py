@@ -71,7 +71,7 @@ class CallSyntax:
         on."""
         named = {_quoted(each): each for each in names}
         chosen = "|".join(sorted(map(re.escape, named), key=len, reverse=True))
-        found: list[tuple[str, str]] = []
+        calls: list[tuple[str, str]] = []
         part: Parts | None = self.before
         while part is not None:
             match = re.compile(f"{_pattern(part)}({chosen}){_pattern(self.between)}").match(text, at)
@@ -81,9 +81,9 @@ class CallSyntax:
                 at = json.JSONDecoder().raw_decode(text, match.end())[1]
             except (ValueError, RecursionError):
                 break
-            found.append((named[match[1]], text[match.end() : at]))
+            calls.append((named[match[1]], text[match.end() : at]))
             part = self.middle
-        return found
+        return calls
 
 
 _JSON = CallSyntax(('[{"name": "',), ('", "arguments": ',), ('}, {"name": "',), ("}]",))
@@ -108,13 +108,13 @@ def call_syntax(reader: PromptReader, names: Mapping[str, Any]) -> CallSyntax:
             texts.append(_message(head, _rendered(reader, names, calls), stops))
         except InputError:  # some templates refuse several calls
             texts.append("")
-    one, two = (_split(text, calls, special) for calls, text in enumerate(texts, 1))
-    if one is None:
+    single, double = (_split(text, calls, special) for calls, text in enumerate(texts, 1))
+    if single is None:
         return replace(_JSON, before=(_closing(head), *_JSON.before))
-    before, between, end = one
-    if two is None or (two[0], two[1], two[3], two[4]) != (before, between, between, end):
+    before, between, end = single
+    if double is None or (double[0], double[1], double[3], double[4]) != (before, between, between, end):
         return CallSyntax(before, between, None, end)
-    return CallSyntax(before, between, two[2], end)
+    return CallSyntax(before, between, double[2], end)
 
 
 def _rendered(reader: PromptReader, names: Mapping[str, Any], calls: int) -> str:
@@ -134,14 +134,14 @@ def _rendered(reader: PromptReader, names: Mapping[str, Any], calls: int) -> str
 def _message(head: str, text: str, stops: Sequence[str]) -> str:
     """Return the assistant's message behind its beginning and up to a stop token; "" if it begins in another way."""
     if text.startswith(head):
-        found = text[len(head) :]
+        message = text[len(head) :]
     else:  # templates that begin with a thought leave it out of earlier messages
         begun = _THOUGHT.sub("", head)
         if begun == head or not text.startswith(begun):
             return ""
-        found = _closing(head) + text[len(begun) :]
-    ends = [found.find(stop) for stop in stops if stop and stop in found]
-    return found[: min(ends)] if ends else found.rstrip()
+        message = _closing(head) + text[len(begun) :]
+    ends = [message.find(stop) for stop in stops if stop and stop in message]
+    return message[: min(ends)] if ends else message.rstrip()
 
 
 def _closing(head: str) -> str:
@@ -154,7 +154,7 @@ def _split(text: str, calls: int, special: Mapping[str, int]) -> list[Parts] | N
     """Return the parts around names and arguments in a message; None if it has other calls."""
     if text.count(_NAME) != calls:
         return None
-    found, at = [], 0
+    parts, at = [], 0
     for _ in range(calls):
         name = text.index(_NAME, at)
         begin = text.find("{", name)
@@ -164,20 +164,20 @@ def _split(text: str, calls: int, special: Mapping[str, int]) -> list[Parts] | N
             return None
         if arguments != _ARGUMENTS:
             return None
-        found += [text[at:name], text[name + len(_NAME) : begin]]
+        parts += [text[at:name], text[name + len(_NAME) : begin]]
         at = end
     separators = "|".join(map(re.escape, sorted([*special, *_IDS], key=len, reverse=True)))
-    pieces = [re.split(f"({separators})", each) for each in (*found, text[at:])]
+    pieces = [re.split(f"({separators})", each) for each in (*parts, text[at:])]
     return [tuple(None if each in _IDS else special.get(each, each) for each in part if each) for part in pieces]
 
 
 def _formats(parts: Parts) -> list[dict[str, Any]]:
     return [
-        {"type": "const_string", "value": each} if isinstance(each, str)
-        else {"type": "token", "token": each} if each is not None
+        {"type": "const_string", "value": part} if isinstance(part, str)
+        else {"type": "token", "token": part} if part is not None
         else {"type": "regex", "pattern": "[a-zA-Z0-9]{9}"}
-        for each in parts
-        if each != ""
+        for part in parts
+        if part != ""
     ]  # fmt: skip
 
 

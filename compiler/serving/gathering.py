@@ -14,12 +14,12 @@ async def gathered(count: int, most: int, begin: Callable[[int], Awaitable[Resul
 
     Raises the first error, and cancels the others.
     """
-    found: dict[int, Result] = {}
+    results: dict[int, Result] = {}
     numbers = iter(range(count))
 
     async def work() -> None:
         for number in numbers:
-            found[number] = await begin(number)
+            results[number] = await begin(number)
 
     tasks = [asyncio.ensure_future(work()) for _ in range(min(count, most))]
     try:
@@ -27,4 +27,4 @@ async def gathered(count: int, most: int, begin: Callable[[int], Awaitable[Resul
     finally:
         for task in tasks:
             task.cancel()
-    return [found[number] for number in range(count)]
+    return [results[number] for number in range(count)]

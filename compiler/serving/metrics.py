@@ -136,35 +136,35 @@ class Metrics(Observer):
 
     def observe_response(self, response: Response, model: str, rows: int, threads: int = 1) -> None:
         """Record the answer of a service."""
-        own = self._models.get(model)
-        if own is None:
-            own = self._models[model] = _ModelMetrics(
+        metrics = self._models.get(model)
+        if metrics is None:
+            metrics = self._models[model] = _ModelMetrics(
                 HistogramTally(self.queue.labels(model)), HistogramTally(self.compute.labels(model)),
                 HistogramTally(self.batch.labels(model)), CounterTally(self.rows.labels(model)),
                 CounterTally(self.cost.labels(model)),
             )  # fmt: skip
         timing = response.timing
-        own.rows.amount += rows
+        metrics.rows.amount += rows
         if timing.batch_rows:
-            own.queue.observe(timing.queued)
-            own.compute.observe(timing.computed)
-            own.batch.observe(timing.batch_rows)
+            metrics.queue.observe(timing.queued)
+            metrics.compute.observe(timing.computed)
+            metrics.batch.observe(timing.batch_rows)
             if self._price:
                 share = min(rows, timing.batch_rows) / timing.batch_rows
-                own.cost.amount += timing.computed * threads * self._price * share
+                metrics.cost.amount += timing.computed * threads * self._price * share
 
     def flush(self) -> None:
         """Publish buffered values to other processes of the server and to scrapes; `text` does this too."""
         for counter, histogram in self._statuses.values():
             counter.flush()
             histogram.flush()
-        for model, own in self._models.items():
+        for model, metrics in self._models.items():
             if self._price:
-                own.counted_rows += own.rows.amount
-                own.counted_cost += own.cost.amount
-                if own.counted_rows:
-                    self.cost_per_1000.labels(model).set(1000 * own.counted_cost / own.counted_rows)
-            for each in (own.queue, own.compute, own.batch, own.rows, own.cost):
+                metrics.counted_rows += metrics.rows.amount
+                metrics.counted_cost += metrics.cost.amount
+                if metrics.counted_rows:
+                    self.cost_per_1000.labels(model).set(1000 * metrics.counted_cost / metrics.counted_rows)
+            for each in (metrics.queue, metrics.compute, metrics.batch, metrics.rows, metrics.cost):
                 each.flush()
 
     def observe_cache(self, model: str, cache: str, hits: int, rows: int) -> None:

@@ -179,10 +179,10 @@ class Pipeline:
         raise ServiceUnavailableError("the pipeline is closed")
 
     def _work(self, index: int) -> None:
-        stage, own = self._stages[index], self._queues[index]
+        stage, input_queue = self._stages[index], self._queues[index]
         following = self._queues[index + 1] if index + 1 < len(self._stages) else None
         while True:
-            items, last = _taken(own, stage.batch or 1)
+            items, last = _taken(input_queue, stage.batch or 1)
             if index == 0:
                 for _ in items:
                     self._slots.release()
@@ -247,19 +247,19 @@ class _Item:
         self.future: Future[Any] = Future()
 
 
-def _taken(own: queue.Queue[_Item | None], most: int) -> tuple[list[_Item], bool]:
+def _taken(input_queue: queue.Queue[_Item | None], most: int) -> tuple[list[_Item], bool]:
     """Take up to `most` queued items; also return True if the worker's end marker was among them."""
-    first = own.get()
+    first = input_queue.get()
     if first is None:
         return [], True
     items = [first]
     while len(items) < most:
         try:
-            another = own.get_nowait()
+            another = input_queue.get_nowait()
         except queue.Empty:
             break
         if another is None:
-            own.put(None)  # the end marker comes after these
+            input_queue.put(None)  # the end marker comes after these
             break
         items.append(another)
     return items, False

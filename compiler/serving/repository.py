@@ -131,13 +131,13 @@ class Repository:
     @property
     def adapters(self) -> dict[str, str]:
         """Map adapter names of the loaded language models to model names, except adapters with the name of a model."""
-        found: dict[str, str] = {}
+        models: dict[str, str] = {}
         for name, each in self._loaded.items():
             if isinstance(each.service, TextService):
                 for adapter in each.service.model.module.adapters:
                     if adapter not in self._options:
-                        found.setdefault(adapter, name)
-        return found
+                        models.setdefault(adapter, name)
+        return models
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -43,12 +43,12 @@ class Described(Protocol):
 def check_same_interface(services: Iterable[Described], policy: str) -> None:
     """Raise OptionError unless all have inputs and outputs of the same names, types and (except for symbols) shapes."""
     first, *others = services
-    for other in others:
+    for peer in others:
         for kind in ("inputs", "outputs"):
-            ours, theirs = _form(getattr(first, kind)), _form(getattr(other, kind))
+            ours, theirs = _form(getattr(first, kind)), _form(getattr(peer, kind))
             if ours != theirs:
                 raise OptionError(
-                    f"{policy}: the {kind} of {other.name!r} differ from those of {first.name!r}: {theirs}, not {ours}",
+                    f"{policy}: the {kind} of {peer.name!r} differ from those of {first.name!r}: {theirs}, not {ours}",
                     "compile them from models with equal inputs and outputs",
                 )
 
@@ -78,15 +78,15 @@ def joined(parts: Sequence[tuple[Sequence[int], Mapping[str, Array]]], count: in
     """Join the outputs of a batch of `count` rows from parts: (rows, their outputs by name). Raises InputError if parts
     differ in a dimension other than the batch, so they cannot form one array."""
     ((_, first), *_) = parts
-    made: dict[str, Array] = {}
+    result: dict[str, Array] = {}
     for name, array in first.items():
-        whole = np.empty((count, *array.shape[1:]), array.dtype)
+        merged = np.empty((count, *array.shape[1:]), array.dtype)
         for rows, outputs in parts:
             if outputs[name].shape[1:] != array.shape[1:]:
                 raise InputError(
                     f"rows of output {name!r} have the shapes {array.shape[1:]} and {outputs[name].shape[1:]}",
                     "send these rows as separate requests",
                 )
-            whole[np.asarray(rows, np.intp)] = outputs[name]
-        made[name] = whole
-    return made
+            merged[np.asarray(rows, np.intp)] = outputs[name]
+        result[name] = merged
+    return result

@@ -143,17 +143,17 @@ class SplitClient:
 def _outputs(header: str | None, body: bytes) -> dict[str, Array]:
     size = int(header) if header is not None else len(body)
     try:
-        outputs, position, found = json.loads(body[:size])["outputs"], size, {}
+        outputs, position, arrays = json.loads(body[:size])["outputs"], size, {}
         for tensor in outputs:
             dtype, shape = _DTYPES[tensor["datatype"]], tensor["shape"]
             count = int(np.prod(shape, dtype=np.int64))
             nbytes = tensor.get("parameters", {}).get("binary_data_size")
             if nbytes is None:
-                found[tensor["name"]] = np.array(tensor["data"], dtype).reshape(shape)
+                arrays[tensor["name"]] = np.array(tensor["data"], dtype).reshape(shape)
             else:
-                found[tensor["name"]] = np.frombuffer(body, dtype, count, position).reshape(shape).copy()
+                arrays[tensor["name"]] = np.frombuffer(body, dtype, count, position).reshape(shape).copy()
                 position += nbytes
-        return found
+        return arrays
     except (KeyError, ValueError, TypeError) as error:
         raise ServiceUnavailableError(
             f"the server's answer is not valid in the Open Inference Protocol: {error}"

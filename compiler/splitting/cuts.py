@@ -78,16 +78,16 @@ def find_cuts(model: ImportedModel) -> list[Cut]:
     bindings = [binding for _, binding in _flat(main)]
     last_use = _last_uses(main, bindings)
     names = {parameter: spec.name for parameter, spec in zip(main.params, model.inputs, strict=True)}
-    taken = set(names.values())
+    used_names = set(names.values())
     defined: list[Var] = list(main.params)
     cuts = []
     for position in range(len(bindings)):
         crossing = [variable for variable in defined if last_use.get(variable, -1) >= position]
-        found = [_crossing(variable, names, model, taken) for variable in crossing]
-        whole = [each for each in found if each is not None]
-        if whole and len(whole) == len(found):
+        candidates = [_crossing(variable, names, model, used_names) for variable in crossing]
+        crossings = [each for each in candidates if each is not None]
+        if crossings and len(crossings) == len(candidates):
             after = "the inputs" if position == 0 else _node_name(bindings[position - 1].var, model)
-            cuts.append(Cut(position, after, tuple(whole)))
+            cuts.append(Cut(position, after, tuple(crossings)))
         defined.append(bindings[position].var)
     return cuts
 
@@ -112,9 +112,9 @@ def _front(model: ImportedModel, cut: Cut, wires: Sequence[Wire]) -> ImportedMod
     sent = [encoded(each.variable, each.dtype, wire, builder) for each, wire in zip(cut.crossing, wires, strict=True)]
     result = relax.Var("sent", relax.TupleType([each.ty for each in sent]))
     bindings = [*builder.bindings, relax.VarBinding(result, relax.Tuple(sent))]
-    kept = _blocks(main, 0, cut.position)
-    if kept and isinstance(kept[-1], relax.DataflowBlock):
-        bindings = [*kept.pop().bindings, *bindings]  # the variables of such a block are only defined inside it
+    blocks = _blocks(main, 0, cut.position)
+    if blocks and isinstance(blocks[-1], relax.DataflowBlock):
+        bindings = [*blocks.pop().bindings, *bindings]  # the variables of such a block are only defined inside it
     read = {variable for _, binding in _flat(main)[: cut.position] for variable in free_vars(binding.value)}
     read |= {each.variable for each in cut.crossing}
     pairs = [pair for pair in zip(main.params, model.inputs, strict=True) if pair[0] in read]
@@ -125,7 +125,7 @@ def _front(model: ImportedModel, cut: Cut, wires: Sequence[Wire]) -> ImportedMod
     names = {spec.name for _, spec in pairs}
     return replace(
         _plain(model),
-        mod=_module(model, [each for each, _ in pairs], [*kept, relax.DataflowBlock(bindings)], result),
+        mod=_module(model, [each for each, _ in pairs], [*blocks, relax.DataflowBlock(bindings)], result),
         inputs=[spec for _, spec in pairs],
         outputs=outputs,
         indices=tuple(each for each in model.indices if each.input in names),
@@ -137,13 +137,13 @@ def _back(model: ImportedModel, cut: Cut, wires: Sequence[Wire]) -> ImportedMode
     main = model.mod["main"]
     builder = Emitter()
     parameters, specs = [], []
-    for each, wire in zip(cut.crossing, wires, strict=True):
-        dtype = wire_dtype(each.dtype, wire.kind)
-        parameter = relax.Var(f"{each.variable.name}_received", relax.TensorType(each.variable.ty.shape, dtype))
+    for crossing, wire in zip(cut.crossing, wires, strict=True):
+        dtype = wire_dtype(crossing.dtype, wire.kind)
+        parameter = relax.Var(f"{crossing.variable.name}_received", relax.TensorType(crossing.variable.ty.shape, dtype))
         parameters.append(parameter)
-        specs.append(TensorSpec(each.name, each.shape, dtype))
-        value = decoded(parameter, each.dtype, wire, builder)
-        builder.bindings.append(relax.VarBinding(each.variable, value))
+        specs.append(TensorSpec(crossing.name, crossing.shape, dtype))
+        value = decoded(parameter, crossing.dtype, wire, builder)
+        builder.bindings.append(relax.VarBinding(crossing.variable, value))
     rest = _blocks(main, cut.position, None)
     if isinstance(rest[0], relax.DataflowBlock):
         rest[0] = relax.DataflowBlock([*builder.bindings, *rest[0].bindings])
@@ -195,16 +195,16 @@ def _blocks(main: Any, start: int, stop: int | None) -> list[Any]:
 
 def _last_uses(main: Expr, bindings: Sequence[Binding]) -> dict[Var, int]:
     """The position of the last binding that reads a variable; the number of bindings if the result does."""
-    found: dict[Var, int] = {}
+    last_use: dict[Var, int] = {}
     for position, binding in enumerate(bindings):
         for variable in free_vars(binding.value):
-            found[variable] = position
+            last_use[variable] = position
     for variable in free_vars(main.body.body):
-        found[variable] = len(bindings)
-    return found
+        last_use[variable] = len(bindings)
+    return last_use
 
 
-def _crossing(variable: Var, names: dict[Var, str], model: ImportedModel, taken: set[str]) -> Crossing | None:
+def _crossing(variable: Var, names: dict[Var, str], model: ImportedModel, used_names: set[str]) -> Crossing | None:
     kind = variable.ty
     if not isinstance(kind, relax.TensorType) or kind.shape is None:
         return None
@@ -218,9 +218,9 @@ def _crossing(variable: Var, names: dict[Var, str], model: ImportedModel, taken:
             return None
     if variable not in names:
         name = _node_name(variable, model)
-        while name in taken:
+        while name in used_names:
             name += "_"
-        taken.add(name)
+        used_names.add(name)
         names[variable] = name
     return Crossing(names[variable], variable, tuple(shape), str(kind.dtype))
 

@@ -337,10 +337,10 @@ class _Splitter:
         names = [each.name for each in front.inputs]
         sent = [front.run({name: sample[name] for name in names}) for sample in self.samples]
         timed = {name: self.timed[name] for name in names}
-        before = _seconds(front, timed)
-        before *= _ratio(client.before[cut.position], here.before[cut.position])
-        after = _seconds(back, front.run(timed)) * _ratio(server.after(cut), here.after(cut))
-        found = []
+        client_seconds = _seconds(front, timed)
+        client_seconds *= _ratio(client.before[cut.position], here.before[cut.position])
+        server_seconds = _seconds(back, front.run(timed)) * _ratio(server.after(cut), here.after(cut))
+        measured = []
         for kind in kinds:
             wires = [calibrated(kind, [np.asarray(each[tensor.name]) for each in sent]) for tensor in cut.crossing]
             received = [
@@ -348,8 +348,8 @@ class _Splitter:
                 for each in sent
             ]
             error = Error.of([back.run(each) for each in received], expected)
-            found.append(Measured(self._choice(cut, kind, before, after), cut, wires, error))
-        return found
+            measured.append(Measured(self._choice(cut, kind, client_seconds, server_seconds), cut, wires, error))
+        return measured
 
     def _built(
         self, best: Measured, measured: Sequence[Measured], estimated: Sequence[Choice], alone: float, max_drop: float
@@ -461,11 +461,11 @@ def estimated_costs(
     for cost in estimate_costs(model, target, roofline, symbols):
         position = next((positions[node] for node in cost.nodes if node in positions), 0)
         by_position[position] += cost.seconds
-    before = {
+    cumulative = {
         cut.position: sum(seconds for position, seconds in by_position.items() if position <= cut.position)
         for cut in cuts
     }
-    return SideCosts(before, sum(by_position.values()))
+    return SideCosts(cumulative, sum(by_position.values()))
 
 
 def node_positions(model: ImportedModel) -> dict[str, int]:
@@ -488,15 +488,15 @@ _SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6}
 
 def bits_per_second(text: str) -> float:
     """A bandwidth: "10Mbit", "1 Gbit/s", "2MB" (bytes). Raises OptionError for another text."""
-    found = _RATE.fullmatch(text.strip())
-    if found is None or not float(found[1]):
+    match = _RATE.fullmatch(text.strip())
+    if match is None or not float(match[1]):
         raise OptionError(f"{text!r} is not a bandwidth", "write it as 10Mbit, 500kbit, 1Gbit, or in bytes as 2MB")
-    return float(found[1]) * _PREFIX[found[2]] * (8 if found[3] in ("B", "byte") else 1)
+    return float(match[1]) * _PREFIX[match[2]] * (8 if match[3] in ("B", "byte") else 1)
 
 
 def seconds(text: str) -> float:
     """A time: "20ms", "0.1s". Raises OptionError for another text."""
-    found = _TIME.fullmatch(text.strip())
-    if found is None:
+    match = _TIME.fullmatch(text.strip())
+    if match is None:
         raise OptionError(f"{text!r} is not a time", "write it as 20ms or 0.1s")
-    return float(found[1]) * _SECONDS[found[2]]
+    return float(match[1]) * _SECONDS[match[2]]

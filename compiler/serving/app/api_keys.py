@@ -24,10 +24,10 @@ def read_api_keys(path: Path | None) -> tuple[bytes, ...]:
     if path is not None:
         with storage_errors(path, what="the file of API keys "):
             lines = path.read_text(encoding="utf-8").splitlines()
-        found = [line.partition("#")[0].strip() for line in lines]
-        if not any(found):
+        file_keys = [line.partition("#")[0].strip() for line in lines]
+        if not any(file_keys):
             raise OptionError(f"the file {path} holds no API key")
-        keys += [each for each in found if each]
+        keys += [each for each in file_keys if each]
     return tuple(map(key_digest, keys))
 
 

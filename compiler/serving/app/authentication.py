@@ -33,14 +33,14 @@ class ApiKeys:
         """Raise HttpError unless the request has one of the keys; takes the same time for every wrong key."""
         if not self._digests:
             return
-        given = headers.get(b"x-api-key") or headers.get(b"api-key") or b""
+        key = headers.get(b"x-api-key") or headers.get(b"api-key") or b""
         scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
         if scheme.lower() == b"bearer":
-            given = token.strip()
+            key = token.strip()
         elif scheme.lower() == b"basic":
-            given = _password(token)
+            key = _password(token)
             _check_same_site(headers)
-        digest = hashlib.sha256(given).digest()
+        digest = hashlib.sha256(key).digest()
         known = False
         for each in self._digests:
             known |= hmac.compare_digest(digest, each)

@@ -82,10 +82,10 @@ class _Attachments:
 def chat_request(body: Mapping[str, object], limits: Limits) -> CompletionRequest:
     """Parse a chat request. Raises InputError, and OptionError for options out of range."""
     _check_fields(body, CHAT_FIELDS)
-    wanted = body.get("logprobs")
-    if wanted not in (None, True, False):
-        raise InputError(f"'logprobs' must be true or false, not {shown(wanted)}")
-    logprobs = _whole(body, "top_logprobs", 0, 0, _MAX_LOGPROBS) if wanted else None
+    requested = body.get("logprobs")
+    if requested not in (None, True, False):
+        raise InputError(f"'logprobs' must be true or false, not {shown(requested)}")
+    logprobs = _whole(body, "top_logprobs", 0, 0, _MAX_LOGPROBS) if requested else None
     max_tokens = body.get("max_completion_tokens", body.get("max_tokens"))
     files = _Attachments()
     messages, tools = _messages(body.get("messages"), files, limits), requested_tools(body, limits)
@@ -95,8 +95,8 @@ def chat_request(body: Mapping[str, object], limits: Limits) -> CompletionReques
     if tools is not None or names:
         prompt = {"messages": messages, "tools": tools, "names": names}
     required = required_functions(body, tools or ())
-    for each in required:
-        check_schema(each, limits)
+    for schema in required:
+        check_schema(schema, limits)
     request = _request(body, (prompt,), logprobs, _limit(max_tokens), limits)
     return replace(
         request,
@@ -153,11 +153,11 @@ def _biases(given: object) -> dict[int, Any]:
     return {int(name): bias for name, bias in biases.items()}
 
 
-def _stops(given: object, limits: Limits) -> tuple[str, ...]:
-    stops = given if isinstance(given, list) else [given]
+def _stops(value: object, limits: Limits) -> tuple[str, ...]:
+    stops = value if isinstance(value, list) else [value]
     limits.check("stops", len(stops))
     if not all(isinstance(each, str) and each for each in stops):
-        raise InputError(f"'stop' must be texts that are not empty, not {shown(given)}")
+        raise InputError(f"'stop' must be texts that are not empty, not {shown(value)}")
     limits.check("stop_bytes", sum(map(utf8_size, stops)))
     return tuple(stops)
 
@@ -181,34 +181,34 @@ def response_format(given: object, limits: Limits) -> dict[str, Any]:
     raise InputError(f"the response_format {shown(kind)} is not supported", "use text, json_object or json_schema")
 
 
-def _messages(given: object, files: _Attachments, limits: Limits) -> list[dict[str, Any]]:
+def _messages(value: object, files: _Attachments, limits: Limits) -> list[dict[str, Any]]:
     """Return messages for a chat template; images and sounds are appended to `files`."""
-    if not isinstance(given, list) or not given:
+    if not isinstance(value, list) or not value:
         raise InputError("'messages' must be a list of messages")
-    limits.check("messages", len(given))
+    limits.check("messages", len(value))
     messages = []
     parts = size = 0
-    for each in given:
+    for each in value:
         message = mapping(each, "a message")
         role, content = message.get("role"), message.get("content")
         if not isinstance(role, str):
             raise InputError(f"a message's role must be a string, not {shown(role)}")
         parts += len(content) if isinstance(content, list) else 1
         limits.check("parts", parts)
-        found: dict[str, Any] = {"role": "system" if role == "developer" else role}
+        parsed: dict[str, Any] = {"role": "system" if role == "developer" else role}
         size += utf8_size(role)
         if message.get("tool_calls"):
-            found["tool_calls"] = message_calls(message["tool_calls"])
-            size += json_size(found["tool_calls"], "'tool_calls'")
-        if content is not None or "tool_calls" not in found:
-            found["content"] = _content(content, files, limits)
-            size += sum(map(utf8_size, _texts_of(found["content"])))
+            parsed["tool_calls"] = message_calls(message["tool_calls"])
+            size += json_size(parsed["tool_calls"], "'tool_calls'")
+        if content is not None or "tool_calls" not in parsed:
+            parsed["content"] = _content(content, files, limits)
+            size += sum(map(utf8_size, _texts_of(parsed["content"])))
         for name in ("name", "tool_call_id"):
             if isinstance(message.get(name), str):
-                found[name] = message[name]
+                parsed[name] = message[name]
                 size += utf8_size(message[name])
         limits.check("text_bytes", size)
-        messages.append(found)
+        messages.append(parsed)
     return messages
 
 
@@ -216,30 +216,30 @@ def _texts_of(content: str | list[dict[str, str]]) -> list[str]:
     return [content] if isinstance(content, str) else [each.get("text", "") for each in content]
 
 
-def _content(given: object, files: _Attachments, limits: Limits) -> str | list[dict[str, str]]:
-    if isinstance(given, str):
-        return given
-    if not isinstance(given, list):
-        raise InputError(f"a message's content must be a text, not {shown(given)}")
-    parts = [mapping(each, "a part of a message") for each in given]
-    found = [_part(each, files, limits) for each in parts]
-    if all(each["type"] == "text" for each in found):
-        return "".join(each["text"] for each in found)
-    return found
+def _content(value: object, files: _Attachments, limits: Limits) -> str | list[dict[str, str]]:
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, list):
+        raise InputError(f"a message's content must be a text, not {shown(value)}")
+    parts = [mapping(each, "a part of a message") for each in value]
+    converted = [_part(each, files, limits) for each in parts]
+    if all(each["type"] == "text" for each in converted):
+        return "".join(each["text"] for each in converted)
+    return converted
 
 
-def _part(given: Mapping[str, Any], files: _Attachments, limits: Limits) -> dict[str, str]:
+def _part(part: Mapping[str, Any], files: _Attachments, limits: Limits) -> dict[str, str]:
     """Parse a part of a message: a text, or an image or a sound contained in the request."""
-    if given.get("type") == "text" and isinstance(given.get("text"), str):
-        return {"type": "text", "text": given["text"]}
-    if given.get("type") == "input_audio":
-        return _sound(mapping(given.get("input_audio"), "'input_audio'"), files)
-    if given.get("type") != "image_url":
+    if part.get("type") == "text" and isinstance(part.get("text"), str):
+        return {"type": "text", "text": part["text"]}
+    if part.get("type") == "input_audio":
+        return _sound(mapping(part.get("input_audio"), "'input_audio'"), files)
+    if part.get("type") != "image_url":
         raise InputError(
-            f"a message's part of type {shown(given.get('type'))} is not supported",
+            f"a message's part of type {shown(part.get('type'))} is not supported",
             "use text, image_url or input_audio",
         )
-    address = mapping(given.get("image_url"), "'image_url'").get("url")
+    address = mapping(part.get("image_url"), "'image_url'").get("url")
     start, found, content = address.partition(";base64,") if isinstance(address, str) else ("", "", "")
     if not found or not start.startswith("data:image/"):
         raise InputError(
@@ -267,27 +267,27 @@ def _decoded(content: str, what: str) -> bytes:
         raise InputError(f"{what} is not valid base64: {error}") from error
 
 
-def _prompts(given: object, limits: Limits) -> tuple[Prompt, ...]:
-    if isinstance(given, str):
-        limits.check("text_bytes", utf8_size(given))
-        return (given,)
-    if not isinstance(given, list) or not given:
+def _prompts(value: object, limits: Limits) -> tuple[Prompt, ...]:
+    if isinstance(value, str):
+        limits.check("text_bytes", utf8_size(value))
+        return (value,)
+    if not isinstance(value, list) or not value:
         raise InputError("'prompt' must be a text, a list of texts, tokens, or a list of lists of tokens")
-    if all(type(each) is int for each in given):
-        return (given,)
-    limits.check("prompts", len(given))
-    limits.check("text_bytes", sum(utf8_size(each) for each in given if isinstance(each, str)))
-    for each in given:
-        tokens = isinstance(each, list) and all(type(token) is int for token in each)
-        if not isinstance(each, str) and not tokens:
-            raise InputError(f"a prompt must be a text or a list of tokens, not {shown(each)}")
-    return tuple(given)
+    if all(type(each) is int for each in value):
+        return (value,)
+    limits.check("prompts", len(value))
+    limits.check("text_bytes", sum(utf8_size(each) for each in value if isinstance(each, str)))
+    for prompt in value:
+        tokens = isinstance(prompt, list) and all(type(token) is int for token in prompt)
+        if not isinstance(prompt, str) and not tokens:
+            raise InputError(f"a prompt must be a text or a list of tokens, not {shown(prompt)}")
+    return tuple(value)
 
 
-def _limit(given: object) -> int | None:
-    if given is not None and (type(given) is not int or given < 0):
-        raise InputError(f"the number of tokens must be a whole number, not {shown(given)}")
-    return given
+def _limit(value: object) -> int | None:
+    if value is not None and (type(value) is not int or value < 0):
+        raise InputError(f"the number of tokens must be a whole number, not {shown(value)}")
+    return value
 
 
 def _whole(body: Mapping[str, object], name: str, default: int, least: int, most: int) -> int:

@@ -76,10 +76,10 @@ class ChatFormat:
         message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
         if self._request.tools is not None:
             called = self._calls(index)
-            said = called.say(text)
+            content = called.say(text)
             rest, calls = called.ended()
             if calls:
-                message |= {"content": (said + rest).strip() or None, "tool_calls": calls}
+                message |= {"content": (content + rest).strip() or None, "tool_calls": calls}
                 reason = _reason(reason)
         return {
             "index": index,
@@ -184,14 +184,14 @@ class TextFormat:
 
 def usage_of(counts: Sequence[Usage], prompts: int) -> dict[str, Any]:
     """Return the token counts of several texts; each prompt counts once, even with several texts."""
-    each = len(counts) // prompts
-    prompt = sum(count.prompt_tokens for count in counts[::each])
+    choices_per_prompt = len(counts) // prompts
+    prompt = sum(count.prompt_tokens for count in counts[::choices_per_prompt])
     generated = sum(count.generated_tokens for count in counts)
     return {
         "prompt_tokens": prompt,
         "completion_tokens": generated,
         "total_tokens": prompt + generated,
-        "prompt_tokens_details": {"cached_tokens": sum(count.cached_tokens for count in counts[::each])},
+        "prompt_tokens_details": {"cached_tokens": sum(count.cached_tokens for count in counts[::choices_per_prompt])},
     }
 
 
@@ -231,27 +231,27 @@ class Completions:
         check_method(call, "POST")
         call.route = kind.route
         body = mapping(await call.json(), "the request")
-        asked = body.get("model")
-        base = self._repository.adapters.get(asked) if isinstance(asked, str) else None
+        model_name = body.get("model")
+        base = self._repository.adapters.get(model_name) if isinstance(model_name, str) else None
         name = named_model(self._repository, body if base is None else {**body, "model": base}, call)
         request = kind.read(body, call.limits)
         if base is not None:
-            request = replace(request, options=replace(request.options, adapter=asked))
-        with contextlib.ExitStack() as held:
-            service = held.enter_context(self._repository.lease(name))
+            request = replace(request, options=replace(request.options, adapter=model_name))
+        with contextlib.ExitStack() as stack:
+            service = stack.enter_context(self._repository.lease(name))
             if not isinstance(service, TextService):
                 raise InputError(f"{name!r} is not a language model", "use /v1/embeddings, or /v2/models/NAME/infer")
             if request.tools is not None:
                 request = await _with_calls(service, request, call)
             texts = await _Texts.submit(service, request, call)
-            held.callback(self._count, name, texts)
-            held.callback(texts.cancel)
+            stack.callback(self._count, name, texts)
+            stack.callback(texts.cancel)
             form = kind.format(lambda token: service.model.decode([token]), request)
             if request.stream:
-                envelope = Envelope(kind.part, str(asked), kind.prefix)
+                envelope = Envelope(kind.part, str(model_name), kind.prefix)
                 events = _events(texts, form, envelope, request, call)
-                return StreamReply(_Owned(events, held.pop_all()))
-            return json_reply(await _whole(texts, form, Envelope(kind.whole, str(asked), kind.prefix)))
+                return StreamReply(_Owned(events, stack.pop_all()))
+            return json_reply(await _whole(texts, form, Envelope(kind.whole, str(model_name), kind.prefix)))
 
     def _count(self, name: str, texts: _Texts) -> None:
         for each in texts.handles:
@@ -359,12 +359,12 @@ async def _merged(handles: list[SequenceHandle]) -> AsyncIterator[tuple[int, Pie
 
     tasks = [asyncio.ensure_future(read(index, handle)) for index, handle in enumerate(handles)]
     try:
-        left = len(handles)
-        while left:
+        running = len(handles)
+        while running:
             index, piece = await queue.get()
             if isinstance(piece, BaseException):
                 raise piece
-            left -= piece is None
+            running -= piece is None
             yield index, piece
     finally:
         for task in tasks:

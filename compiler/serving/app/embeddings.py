@@ -55,21 +55,21 @@ class Embeddings:
         return Reply(b'{"object":"list","data":[%b],%b' % (await _written(vectors, as_text), rest[1:]))
 
     async def _embedder(self, name: str, service: Service) -> ServiceEmbedder:
-        found = self._embedders.get(service)
-        if found is None:
-            found = ServiceEmbedder(service, self._repository.options(name).text)
+        embedder = self._embedders.get(service)
+        if embedder is None:
+            embedder = ServiceEmbedder(service, self._repository.options(name).text)
             content = await served_tokenizer(self._repository, name, service)
             if content is not None:
-                found.use_tokenizer(content)
-            self._embedders[service] = found
-        return found
+                embedder.use_tokenizer(content)
+            self._embedders[service] = embedder
+        return embedder
 
 
 def _is_base64(body: Mapping[str, object]) -> bool:
-    given = body.get("encoding_format") or "float"
-    if given not in ("float", "base64"):
-        raise InputError(f"'encoding_format' must be float or base64, not {shown(given)}")
-    return bool(given == "base64")
+    encoding = body.get("encoding_format") or "float"
+    if encoding not in ("float", "base64"):
+        raise InputError(f"'encoding_format' must be float or base64, not {shown(encoding)}")
+    return bool(encoding == "base64")
 
 
 def _texts(given: object, limits: Limits) -> Sequence[str | list[int]]:
@@ -79,9 +79,9 @@ def _texts(given: object, limits: Limits) -> Sequence[str | list[int]]:
         raise InputError("'input' must be a text or tokens, or a list of these")
     limits.check("texts", len(listed))
     limits.check("text_bytes", sum(utf8_size(each) for each in listed if isinstance(each, str)))
-    for each in listed:
-        if not isinstance(each, str) and not (isinstance(each, list) and _is_tokens(each)):
-            raise InputError(f"an input must be a text or a list of tokens, not {shown(each)}")
+    for text in listed:
+        if not isinstance(text, str) and not (isinstance(text, list) and _is_tokens(text)):
+            raise InputError(f"an input must be a text or a list of tokens, not {shown(text)}")
     return listed
 
 

@@ -135,10 +135,10 @@ class OpenInference:
             return _reply(service, response, read.identifier, read.as_bytes, by_default)
 
     def _wants_trace(self, parameters: Mapping[str, object]) -> bool:
-        wanted = parameters.get("trace") is True
-        if wanted and not self._traces:
+        requested = parameters.get("trace") is True
+        if requested and not self._traces:
             raise InputError("this server does not allow profiling of kernels", "serve with --traces")
-        return wanted
+        return requested
 
 
 @lru_cache(maxsize=256)
@@ -201,18 +201,18 @@ def _reply(
 
 def _config(name: str, tensors: Mapping[str, Any]) -> dict[str, Any]:
     """Return a model configuration for Triton's clients; a first dimension of -1 counts rows."""
-    listed = [each for kind in ("inputs", "outputs") for each in tensors[kind]]
-    batched = all(each["shape"] and each["shape"][0] == -1 for each in listed)
+    listed = [tensor for kind in ("inputs", "outputs") for tensor in tensors[kind]]
+    batched = all(tensor["shape"] and tensor["shape"][0] == -1 for tensor in listed)
 
-    def described(each: Mapping[str, Any]) -> dict[str, Any]:
-        dims = each["shape"][1:] if batched else each["shape"]
-        return {"name": each["name"], "data_type": f"TYPE_{each['datatype']}", "dims": dims}
+    def described(tensor: Mapping[str, Any]) -> dict[str, Any]:
+        dims = tensor["shape"][1:] if batched else tensor["shape"]
+        return {"name": tensor["name"], "data_type": f"TYPE_{tensor['datatype']}", "dims": dims}
 
     return {
         "name": name,
         "platform": "tensorwright",
         "backend": "tensorwright",
         "max_batch_size": 32 if batched else 0,
-        "input": [described(each) for each in tensors["inputs"]],
-        "output": [described(each) for each in tensors["outputs"]],
+        "input": [described(tensor) for tensor in tensors["inputs"]],
+        "output": [described(tensor) for tensor in tensors["outputs"]],
     }

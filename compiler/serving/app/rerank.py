@@ -56,8 +56,8 @@ class Rerank:
         return json_reply({"object": "list", "model": name, "results": results, "usage": usage})
 
     async def _reranker(self, name: str, service: Service) -> ServiceReranker:
-        found = self._rerankers.get(service)
-        if found is None:
+        reranker = self._rerankers.get(service)
+        if reranker is None:
             content = await served_tokenizer(self._repository, name, service)
             if content is None:
                 raise InputError(
@@ -65,8 +65,8 @@ class Rerank:
                     "compile it with the task rerank, or serve it with --tokenizer tokenizer.json",
                 )
             most = self._repository.options(name).text.max_tokens
-            found = self._rerankers[service] = ServiceReranker(service, content, most)
-        return found
+            reranker = self._rerankers[service] = ServiceReranker(service, content, most)
+        return reranker
 
 
 def _texts(body: Mapping[str, Any], limits: Limits) -> tuple[str, list[str]]:
@@ -76,10 +76,10 @@ def _texts(body: Mapping[str, Any], limits: Limits) -> tuple[str, list[str]]:
     if not isinstance(documents, list) or not documents:
         raise InputError("'documents' must be a list of texts")
     texts: list[str] = []
-    for each in documents:
-        text = each.get("text") if isinstance(each, dict) else each
+    for document in documents:
+        text = document.get("text") if isinstance(document, dict) else document
         if not isinstance(text, str):
-            raise InputError(f'a document must be a text, or {{"text": ...}}, not {shown(each)}')
+            raise InputError(f'a document must be a text, or {{"text": ...}}, not {shown(document)}')
         texts.append(text)
     limits.check("texts", len(texts))
     # The query is tokenized once per text.
@@ -87,9 +87,9 @@ def _texts(body: Mapping[str, Any], limits: Limits) -> tuple[str, list[str]]:
     return query, texts
 
 
-def _top(given: object, count: int) -> int:
-    if given is None:
+def _top(value: object, count: int) -> int:
+    if value is None:
         return count
-    if type(given) is not int or given < 1:
-        raise InputError(f"'top_n' must be a number of documents, not {shown(given)}")
-    return given
+    if type(value) is not int or value < 1:
+        raise InputError(f"'top_n' must be a number of documents, not {shown(value)}")
+    return value

@@ -82,20 +82,20 @@ def read_inputs(listed: Any, binary: memoryview, limits: Limits) -> dict[str, Ar
     return inputs
 
 
-def _type_of(given: Any, name: str) -> np.dtype[Any]:
-    dtype = _TYPES.get(given) if isinstance(given, str) else None
+def _type_of(value: Any, name: str) -> np.dtype[Any]:
+    dtype = _TYPES.get(value) if isinstance(value, str) else None
     if dtype is None:
-        raise InputError(f"input {shown(name)} has datatype {shown(given)}", f"known are {', '.join(_TYPES)}")
+        raise InputError(f"input {shown(name)} has datatype {shown(value)}", f"known are {', '.join(_TYPES)}")
     return dtype
 
 
-def _shape_of(given: Any, name: str) -> tuple[int, ...]:
-    fits = isinstance(given, list) and len(given) <= _MAX_RANK
-    for size in given if fits else ():  # a loop is twice as fast as a generator
+def _shape_of(value: Any, name: str) -> tuple[int, ...]:
+    fits = isinstance(value, list) and len(value) <= _MAX_RANK
+    for size in value if fits else ():  # a loop is twice as fast as a generator
         fits = fits and type(size) is int and 0 <= size < _MAX_SIZE
-    if not fits or math.prod(size or 1 for size in given) > _MAX_SIZE:  # numpy multiplies all sizes, even if one is 0
-        raise InputError(f"input {shown(name)} has shape {shown(given)}; expected a list of sizes")
-    return tuple(given)
+    if not fits or math.prod(size or 1 for size in value) > _MAX_SIZE:  # numpy multiplies all sizes, even if one is 0
+        raise InputError(f"input {shown(name)} has shape {shown(value)}; expected a list of sizes")
+    return tuple(value)
 
 
 def _from_bytes(data: memoryview, dtype: np.dtype[Any], shape: tuple[int, ...], name: str) -> Array:

@@ -48,8 +48,8 @@ def required_functions(body: Mapping[str, object], tools: Sequence[Mapping[str, 
         functions = tuple(each for each in functions if each["name"] == named.get("name"))
         if not functions:
             raise InputError(f"the tool_choice names {shown(named.get('name'))}, which is none of the tools")
-    for each in functions:
-        mapping(each.get("parameters") or {}, f"the 'parameters' of the function {each['name']!r}")
+    for function in functions:
+        mapping(function.get("parameters") or {}, f"the 'parameters' of the function {function['name']!r}")
     return functions
 
 
@@ -65,7 +65,7 @@ def message_calls(given: object) -> list[dict[str, Any]]:
     """Convert a message's calls for a chat template, which expects arguments as an object. Raises InputError."""
     if not isinstance(given, list):
         raise InputError(f"'tool_calls' must be a list, not {shown(given)}")
-    found = []
+    calls = []
     for each in given:
         call = mapping(each, "a call of a tool")
         function = mapping(call.get("function"), "a call's 'function'")
@@ -74,8 +74,8 @@ def message_calls(given: object) -> list[dict[str, Any]]:
             parsed = orjson.loads(arguments) if isinstance(arguments, str) else arguments
         except ValueError as error:
             raise InputError(f"a call's arguments are not JSON: {error}") from error
-        found.append({**call, "function": {**function, "arguments": parsed}})
-    return found
+        calls.append({**call, "function": {**function, "arguments": parsed}})
+    return calls
 
 
 class CalledTools:

@@ -51,19 +51,19 @@ class Transcriptions:
         fields = await asyncio.to_thread(form_fields, call)  # slow for a large file: it is Python
         texts = text_fields(fields)
         name = named_model(self._repository, texts, call)
-        wanted = _wanted(fields, texts)
+        parsed = _wanted(fields, texts)
         with self._repository.lease(name) as service:
             if not isinstance(service, TextService):
                 raise InputError(f"{name!r} is not a language model")
             how = encode(speech_preparation(service.model))
             sandbox, longest = call.required_sandbox, call.limits.audio_seconds
-            parts, seconds = await sandbox.run("speech", None, wanted.audio, how, longest)
+            parts, seconds = await sandbox.run("speech", None, parsed.audio, how, longest)
             call.hold(sum(each.nbytes for each in parts))
-            speech = await asyncio.to_thread(prepared_speech, service.model, parts, language=wanted.language, task=task)
-            text = await self._text_of(name, service, speech, wanted.options)
-        if wanted.form == "text":
+            speech = await asyncio.to_thread(prepared_speech, service.model, parts, language=parsed.language, task=task)
+            text = await self._text_of(name, service, speech, parsed.options)
+        if parsed.form == "text":
             return Reply(f"{text}\n".encode(), headers=((b"content-type", b"text/plain; charset=utf-8"),))
-        if wanted.form == "json":
+        if parsed.form == "json":
             return json_reply({"text": text})
         return json_reply({"task": task, "language": speech.language, "duration": seconds, "text": text})
 

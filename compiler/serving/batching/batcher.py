@@ -254,10 +254,10 @@ class Batcher:
         answers: list[_Answer] = []
         _, started, seconds = run
         at = 0
-        for each in requests:
-            timing = Timing(max(0.0, started - each.arrived), seconds, rows, started + seconds)
-            answers.append((each, (self._part(run, at, at + each.rows, rows), timing)))
-            at += each.rows
+        for request in requests:
+            timing = Timing(max(0.0, started - request.arrived), seconds, rows, started + seconds)
+            answers.append((request, (self._part(run, at, at + request.rows, rows), timing)))
+            at += request.rows
         return answers, seconds
 
     def _run(self, parts: Sequence[Mapping[str, Array]], rows: int) -> _Run:
@@ -290,12 +290,12 @@ class Batcher:
                 waiting.future.set_result(result)
 
     def _refuse(self, late: Sequence[Waiting]) -> None:
-        for each in late:
-            if each.expected:
-                self._accuracy.missed((time.monotonic() - each.admitted) / each.expected)
-            if not each.future.done():
+        for request in late:
+            if request.expected:
+                self._accuracy.missed((time.monotonic() - request.admitted) / request.expected)
+            if not request.future.done():
                 error = OverloadedError(f"model {self.name!r} could not answer in time", late=True)
-                each.future.set_exception(error)
+                request.future.set_exception(error)
 
     async def close(self) -> None:
         if self._closing:
@@ -347,20 +347,20 @@ class InputChecker:
                 raise InputError(f"input {name!r} has element type {array.dtype}", f"the model takes {text}")
             if array.ndim != len(shape):
                 raise InputError(f"input {name!r} has shape {list(array.shape)}", f"the model takes {text}")
-            for wanted, actual in zip(shape, array.shape, strict=True):
-                expected = wanted if isinstance(wanted, int) else sizes.setdefault(wanted, actual)
+            for declared, actual in zip(shape, array.shape, strict=True):
+                expected = declared if isinstance(declared, int) else sizes.setdefault(declared, actual)
                 if actual != expected:
-                    which = f" ({wanted} is {expected})" if isinstance(wanted, str) else ""
+                    which = f" ({declared} is {expected})" if isinstance(declared, str) else ""
                     raise InputError(f"input {name!r} has shape {list(array.shape)}{which}", f"the model takes {text}")
         rows = sizes.pop(self._rows)
         if rows == 0:
             raise InputError("the request holds no rows", self._takes)
-        found = rows, (*sizes.values(), *(inputs[name].tobytes() for name in self._shared))
+        checked = rows, (*sizes.values(), *(inputs[name].tobytes() for name in self._shared))
         if not self._shared:
             if len(self._known) >= _SHAPES:
                 self._known.clear()
-            self._known[tuple(inputs[name].shape for name, *_ in self._specs)] = found
-        return found
+            self._known[tuple(inputs[name].shape for name, *_ in self._specs)] = checked
+        return checked
 
     def _names_error(self, inputs: Mapping[str, Array]) -> InputError:
         names = [name for name, *_ in self._specs]

@@ -41,21 +41,21 @@ class _Line:
                 self.fast = min(seconds / predicted, self.fast + 0.02 * (1 - self.fast))
                 seconds = min(seconds, _OUTLIER * predicted)
         self._runs += 1
-        kept = min(_FORGET, 1 - 2 / (self._runs + 2))
+        decay = min(_FORGET, 1 - 2 / (self._runs + 2))
         seconds = self._median(rows, seconds)
-        self._n = kept * self._n + 1
-        self._x = kept * self._x + rows
-        self._xx = kept * self._xx + rows * rows
-        self._t = kept * self._t + seconds
-        self._tx = kept * self._tx + seconds * rows
+        self._n = decay * self._n + 1
+        self._x = decay * self._x + rows
+        self._xx = decay * self._xx + rows * rows
+        self._t = decay * self._t + seconds
+        self._tx = decay * self._tx + seconds * rows
 
     def _median(self, rows: int, seconds: float) -> float:
         """Return the median of this run and the two before it with the same number of rows; the faster one of two."""
-        before = self._last.get(rows)
-        if before is None:
+        recent = self._last.get(rows)
+        if recent is None:
             self._last[rows] = (seconds, seconds)
             return seconds
-        older, last = before
+        older, last = recent
         self._last[rows] = (last, seconds)
         return min(last, seconds) if older == last else sorted((older, last, seconds))[1]
 

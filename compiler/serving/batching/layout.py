@@ -148,14 +148,14 @@ def _fixed_runs(module: Module, layout: BatchLayout, seed: int) -> tuple[list[Ar
     """Return results of rows in a batch; and in other positions, and next to copies of one of them."""
     assert layout.rows is not None
     inputs = _made_up(module, seed, {})
-    kept = max(1, layout.rows // 2)
-    alone = layout.padded(layout.part_of(inputs, 0, kept), kept, layout.rows)
+    half = max(1, layout.rows // 2)
+    alone = layout.padded(layout.part_of(inputs, 0, half), half, layout.rows)
     turned = {name: np.ascontiguousarray(np.flip(array, layout.inputs[name])) for name, array in inputs.items()}
     outputs = module.run(inputs)
     expected = {name: np.flip(array, layout.outputs[name]) for name, array in outputs.items()}
     return (
-        [expected, layout.rows_of(outputs, 0, kept)],
-        [module.run(turned), layout.rows_of(module.run(alone), 0, kept)],
+        [expected, layout.rows_of(outputs, 0, half)],
+        [module.run(turned), layout.rows_of(module.run(alone), 0, half)],
     )
 
 

@@ -24,13 +24,13 @@ def request_digest(identity: str, inputs: Mapping[str, Array], outputs: Sequence
 def row_digests(identity: str, inputs: Mapping[str, Array], outputs: Sequence[str] | None, count: int) -> list[str]:
     """Return digests of the `count` rows of a request; equal rows have equal digests in any batch."""
     begin = _begin(identity, outputs)
-    made = []
+    digests = []
     for row in range(count):
         digest = begin.copy()
         for name in sorted(inputs):
             _add_array(digest, name, inputs[name][row])
-        made.append(digest.hexdigest())
-    return made
+        digests.append(digest.hexdigest())
+    return digests
 
 
 def _begin(identity: str, outputs: Sequence[str] | None) -> hashlib.blake2b:

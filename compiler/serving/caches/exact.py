@@ -87,10 +87,10 @@ class ExactCache(Wrapper):
         if request.traced:
             return await self.inner.infer(request)
         key = request_digest(self.identity, request.inputs, request.outputs)
-        found = await self._lookup(key, request)
-        if found is not None:
+        entry = await self._lookup(key, request)
+        if entry is not None:
             self._observer.observe_cache(self.name, _NAME, 1, 1)
-            return _response(found)
+            return _response(entry)
         return await self._compute_once(key, request)
 
     async def close(self) -> None:
@@ -101,15 +101,15 @@ class ExactCache(Wrapper):
             self._files.shutdown()
 
     async def _lookup(self, key: str, request: Request) -> Answer | None:
-        found = self._memory.get(key)
-        if found is None and self._disk is not None:
+        entry = self._memory.get(key)
+        if entry is None and self._disk is not None:
             stored = await asyncio.get_running_loop().run_in_executor(self._files, self._disk.get, key)
             if stored is not None:
-                found, age = stored
-                self._memory.put(key, found, found.nbytes, age)
-        if found is not None and found.accuracy < request.level.min_accuracy:
+                entry, age = stored
+                self._memory.put(key, entry, entry.nbytes, age)
+        if entry is not None and entry.accuracy < request.level.min_accuracy:
             return None
-        return found
+        return entry
 
     async def _compute_once(self, key: str, request: Request) -> Response:
         level = (request.level.min_accuracy, request.level.max_cost)
@@ -204,12 +204,12 @@ class DiskStore:
         self._to_skip = 0
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            found = sorted(
+            files = sorted(
                 (each.stat().st_mtime, each.stem, each.stat().st_size) for each in folder.glob(f"*{_SUFFIX}")
             )
         except OSError as error:
             raise StorageError(f"the cache's folder {folder} cannot be used: {error}", "name another one") from error
-        for _, key, size in found:
+        for _, key, size in files:
             self._sizes[key] = size
         self.nbytes = sum(self._sizes.values())
 
@@ -223,12 +223,12 @@ class DiskStore:
         except OSError as error:
             _log.warning("the cache's file %s cannot be read: %s", self._path(key), error)
             return None
-        found = _decoded(content, key)
-        if found is None:
+        decoded = _decoded(content, key)
+        if decoded is None:
             _log.warning("the cache's file %s is damaged and is removed", self._path(key))
             self.remove(key)
             return None
-        answer, stored = found
+        answer, stored = decoded
         age = self._clock() - stored
         if self._max_age is not None and age > self._max_age:
             self.remove(key)

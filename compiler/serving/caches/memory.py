@@ -52,10 +52,10 @@ class MemoryStore(Generic[Value]):
 
     def get(self, key: str) -> Value | None:
         """Return the value, if present and not too old."""
-        found = self._kept.get(key)
-        if found is None:
+        entry = self._kept.get(key)
+        if entry is None:
             return None
-        value, _, stored = found
+        value, _, stored = entry
         if self._max_age is not None and self._clock() - stored > self._max_age:
             self.remove(key)
             return None

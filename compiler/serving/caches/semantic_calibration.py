@@ -218,15 +218,15 @@ def read_calibration(path: str | os.PathLike[str]) -> SemanticCalibration:
     try:
         given: Mapping[str, Any] = json.loads(content)
         groups = tuple(tuple(group) for group in given["synonyms"])
-        made = SemanticCalibration(**{**given, "synonyms": groups, "notes": tuple(given["notes"])})
+        calibration = SemanticCalibration(**{**given, "synonyms": groups, "notes": tuple(given["notes"])})
     except (ValueError, KeyError, TypeError) as error:
         raise OptionError(
             f"{path} is not a calibration of a semantic cache: {error}",
             "`tensorwright calibrate semantic-cache` writes one",
         ) from error
-    if not 0 < made.threshold <= 1.001:
-        raise OptionError(f"{path}: a threshold of {made.threshold}", "calibrate again")
-    return made
+    if not 0 < calibration.threshold <= 1.001:
+        raise OptionError(f"{path}: a threshold of {calibration.threshold}", "calibrate again")
+    return calibration
 
 
 # Tenses are kept ("who is", "who was"), and so are verbs that can change the question ("will", "need").

@@ -111,8 +111,8 @@ class Cascade(Wrapper):
         if request.level.min_accuracy > calibration.accuracy and not self._feeds:
             return (await self.large.infer(request))._replace(notes={"accuracy": 1.0, "route": "large"})
         count = row_count(request.inputs)
-        wanted = request.outputs if request.outputs is not None else _names(self.large.outputs)
-        first = await self.small.infer(self._for_small(request, wanted))
+        output_names = request.outputs if request.outputs is not None else _names(self.large.outputs)
+        first = await self.small.infer(self._for_small(request, output_names))
         scores = self._score(first.outputs)
         certain = scores >= calibration.threshold
         if request.level.min_accuracy > calibration.accuracy:
@@ -122,11 +122,11 @@ class Cascade(Wrapper):
         notes = {**first.notes, "large_rows": float(len(rows)), "accuracy": calibration.accuracy}
         if count:
             notes["cascade_score"] = float(scores.min())
-        answer = {name: first.outputs[name] for name in wanted}
+        answer = {name: first.outputs[name] for name in output_names}
         if not rows:
             return first._replace(outputs=answer, notes=notes)
         try:
-            second = await self.large.infer(self._for_large(request, first, rows, wanted))
+            second = await self.large.infer(self._for_large(request, first, rows, output_names))
         except OverloadedError:
             if request.level.min_accuracy > calibration.small_accuracy:
                 raise
@@ -141,12 +141,12 @@ class Cascade(Wrapper):
         inputs = {name: array for name, array in request.inputs.items() if name in taken or not self._feeds}
         return request._replace(inputs=inputs, outputs=tuple(sorted(needed)))
 
-    def _for_large(self, request: Request, first: Response, rows: list[int], wanted: Sequence[str]) -> Request:
+    def _for_large(self, request: Request, first: Response, rows: list[int], output_names: Sequence[str]) -> Request:
         inputs = dict(request.inputs)
         if self._feeds:
             inputs = {name: array for name, array in inputs.items() if name in _names(self.large.inputs)}
             inputs |= {name: first.outputs[output] for name, output in self._feeds.items()}
-        return with_rows(request._replace(inputs=inputs, outputs=tuple(wanted)), rows)
+        return with_rows(request._replace(inputs=inputs, outputs=tuple(output_names)), rows)
 
     def _joined(
         self,
@@ -157,18 +157,18 @@ class Cascade(Wrapper):
         notes: Mapping[str, str | float],
     ) -> Response:
         count = len(next(iter(answer.values())))
-        kept = sorted(set(range(count)) - set(rows))
+        small_rows = sorted(set(range(count)) - set(rows))
         parts = [(rows, second.outputs)]
-        if kept:
-            parts.append((kept, {name: array[np.asarray(kept)] for name, array in answer.items()}))
-        one, other = first.timing, second.timing
+        if small_rows:
+            parts.append((small_rows, {name: array[np.asarray(small_rows)] for name, array in answer.items()}))
+        small, large = first.timing, second.timing
         timing = Timing(
-            max(one.queued, other.queued - one.computed),  # which also counts from the request's arrival
-            one.computed + other.computed,
-            max(one.batch_rows, other.batch_rows),
-            max(one.ended, other.ended),
+            max(small.queued, large.queued - small.computed),  # which also counts from the request's arrival
+            small.computed + large.computed,
+            max(small.batch_rows, large.batch_rows),
+            max(small.ended, large.ended),
         )
-        served = f"{first.served_by}+{second.served_by}" if kept else second.served_by
+        served = f"{first.served_by}+{second.served_by}" if small_rows else second.served_by
         events = (*first.events, *second.events)
         return Response(joined(parts, count), served, timing, None, {**second.notes, **notes}, events)
 

@@ -248,14 +248,14 @@ def read_cascade(path: str | os.PathLike[str]) -> CascadeCalibration:
     with storage_errors(path):
         content = Path(path).read_bytes()
     try:
-        made = CascadeCalibration(**json.loads(content))
-        numbers = (made.threshold, made.accuracy, made.small_accuracy)
+        calibration = CascadeCalibration(**json.loads(content))
+        numbers = (calibration.threshold, calibration.accuracy, calibration.small_accuracy)
     except (ValueError, TypeError) as error:
         hint = "`tensorwright calibrate cascade` writes one"
         raise OptionError(f"{path} is not a calibration of a cascade: {error}", hint) from error
     if not all(isinstance(number, int | float) for number in numbers):
         raise OptionError(f"{path} is not a calibration of a cascade: {numbers}", "calibrate again")
-    return made
+    return calibration
 
 
 Score = Callable[[Mapping[str, Array]], Array]
@@ -345,7 +345,7 @@ def classification_accuracy(
         raise OptionError(f"the model has no output {scored!r}", f"its outputs are {', '.join(names)}")
     if labels is not None and labels not in samples:
         raise OptionError(f"the samples hold no labels {labels!r}", f"they hold {', '.join(sorted(samples))}")
-    whole = module.run if run is None else run
+    run_model = module.run if run is None else run
     inputs = {name: array for name, array in samples.items() if name != labels}
     rows = row_count(inputs)
     size = module.inputs[0].shape[0] if module.inputs and module.inputs[0].shape else 1
@@ -356,8 +356,8 @@ def classification_accuracy(
         parts = (run({name: array[start : start + step] for name, array in inputs.items()})[scored] for start in starts)
         return np.array(list(chain.from_iterable(part.reshape(len(part), -1).argmax(axis=1) for part in parts)))
 
-    expected = classes(whole) if labels is None else np.asarray(samples[labels]).reshape(-1)
-    used = len(classes(whole)) if labels is not None else len(expected)
+    expected = classes(run_model) if labels is None else np.asarray(samples[labels]).reshape(-1)
+    used = len(classes(run_model)) if labels is not None else len(expected)
     if len(expected) < used or (labels is not None and len(expected) != rows):
         raise OptionError(f"{len(expected)} labels for {rows} rows", "give one for each row")
 

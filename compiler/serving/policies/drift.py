@@ -160,24 +160,24 @@ def drift_of(outputs: Mapping[str, Array], reference: Mapping[str, Array], measu
     )
 
 
-def _drift(got: Array, wanted: Array, measure: str) -> float:
-    if got.shape != wanted.shape:
+def _drift(got: Array, expected: Array, measure: str) -> float:
+    if got.shape != expected.shape:
         return 1.0
     rows = len(got) if got.ndim else 1
-    one, other = (array.reshape(rows, -1).astype(np.float64) for array in (got, wanted))
-    if not one.size:
+    actual, reference = (array.reshape(rows, -1).astype(np.float64) for array in (got, expected))
+    if not actual.size:
         return 0.0
     if measure == "labels":
-        return float((one.argmax(axis=1) != other.argmax(axis=1)).mean())
-    if not np.array_equal(np.isfinite(one), np.isfinite(other)):
+        return float((actual.argmax(axis=1) != reference.argmax(axis=1)).mean())
+    if not np.array_equal(np.isfinite(actual), np.isfinite(reference)):
         return 1.0
-    one, other = (np.where(np.isfinite(array), array, 0.0) for array in (one, other))
+    actual, reference = (np.where(np.isfinite(array), array, 0.0) for array in (actual, reference))
     if measure == "absolute":
-        largest = float(np.abs(other).max())
-        return float(np.abs(one - other).max()) / largest if largest else float(np.abs(one).max() > 0)
-    norms = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
-    cosines = np.divide((one * other).sum(axis=1), norms, out=np.zeros(rows), where=norms > 0)
-    cosines[norms == 0] = (one[norms == 0] == other[norms == 0]).all(axis=1)
+        largest = float(np.abs(reference).max())
+        return float(np.abs(actual - reference).max()) / largest if largest else float(np.abs(actual).max() > 0)
+    norms = np.linalg.norm(actual, axis=1) * np.linalg.norm(reference, axis=1)
+    cosines = np.divide((actual * reference).sum(axis=1), norms, out=np.zeros(rows), where=norms > 0)
+    cosines[norms == 0] = (actual[norms == 0] == reference[norms == 0]).all(axis=1)
     return float(np.clip(1.0 - cosines.min(), 0.0, 2.0))
 
 

@@ -119,9 +119,9 @@ class Variants(Wrapper):
         self.variants = tuple(sorted(variants, key=lambda each: (-each.accuracy, each.cost_ms)))
         super().__init__(self.variants[0].service)
         self.ranked: list[Variant] = []
-        for each in self.variants:
-            if not self.ranked or each.cost_ms < self.ranked[-1].cost_ms:
-                self.ranked.append(each)
+        for variant in self.variants:
+            if not self.ranked or variant.cost_ms < self.ranked[-1].cost_ms:
+                self.ranked.append(variant)
         self._reference = next((each for each in variants if each.name == reference), self.variants[0])
         options = options if options is not None else DegradationOptions()
         self._degradation = Degradation(options, len(self.ranked) - 1)
@@ -161,7 +161,7 @@ class Variants(Wrapper):
         degraded_by = self._degradation.observe(waiting)
         if degraded_by != before:
             self._observer.observe_degradation(self.name, degraded_by)
-        allowed, wanted = self._choose(request, waiting, degraded_by)
+        allowed, preferred = self._choose(request, waiting, degraded_by)
         for index, variant in enumerate(allowed):
             try:
                 response = await self._ask(variant, request)
@@ -170,7 +170,7 @@ class Variants(Wrapper):
                     raise
             else:
                 notes = {**response.notes, "variant": variant.name, "accuracy": variant.accuracy}
-                if variant is not wanted:
+                if variant is not preferred:
                     notes["degraded"] = 1.0
                 return response._replace(notes=notes)
         raise AssertionError("there always is an allowed variant")

@@ -75,14 +75,14 @@ def _deployment_options(models: Sequence[ModelOptions], how: RayOptions) -> dict
     actor: dict[str, Any] = {"num_cpus": how.cores}
     if how.placement:
         actor["resources"] = required_resources(models)
-    given: dict[str, Any] = {
+    settings: dict[str, Any] = {
         "name": how.name,
         "max_ongoing_requests": how.max_ongoing_requests,
         "graceful_shutdown_timeout_s": how.drain_s,
         "ray_actor_options": actor,
     }
     if how.min_replicas == how.max_replicas:
-        return {**given, "num_replicas": how.min_replicas}
+        return {**settings, "num_replicas": how.min_replicas}
     scaling = {
         "min_replicas": how.min_replicas,
         "max_replicas": how.max_replicas,
@@ -90,7 +90,7 @@ def _deployment_options(models: Sequence[ModelOptions], how: RayOptions) -> dict
         "upscale_delay_s": how.upscale_delay_s,
         "downscale_delay_s": how.downscale_delay_s,
     }
-    return {**given, "autoscaling_config": scaling}
+    return {**settings, "autoscaling_config": scaling}
 
 
 MODEL_HEADER = b"serve_multiplexed_model_id"

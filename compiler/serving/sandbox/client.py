@@ -244,12 +244,12 @@ class Process:
     async def _received(self, count: int) -> memoryview:
         """Receive a number of bytes piece by piece, so that the event loop serves others during large messages."""
         loop = asyncio.get_running_loop()
-        content = left = np.empty(count, np.uint8).data  # a bytearray would be filled with zeros, which takes long
-        while left:
-            got = await loop.sock_recv_into(self.sock, left[:_PIECE])
+        content = remaining = np.empty(count, np.uint8).data  # a bytearray would be filled with zeros, which takes long
+        while remaining:
+            got = await loop.sock_recv_into(self.sock, remaining[:_PIECE])
             if not got:
                 raise EOFError
-            left = left[got:]
+            remaining = remaining[got:]
         return content
 
 

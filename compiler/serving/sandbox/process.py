@@ -79,10 +79,10 @@ def allow_waiting(sock: socket.socket) -> None:
     _signal_changes(sock, False)
 
 
-def _signal_changes(sock: socket.socket, wanted: bool) -> None:
+def _signal_changes(sock: socket.socket, enabled: bool) -> None:
     """Raise SIGIO, which ends the process, on any activity on a socket, in particular when it is closed."""
     flags = fcntl.fcntl(sock, fcntl.F_GETFL)
-    fcntl.fcntl(sock, fcntl.F_SETFL, flags | os.O_ASYNC if wanted else flags & ~os.O_ASYNC)
+    fcntl.fcntl(sock, fcntl.F_SETFL, flags | os.O_ASYNC if enabled else flags & ~os.O_ASYNC)
 
 
 def lift_processor_limit() -> None:

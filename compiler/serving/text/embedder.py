@@ -91,11 +91,11 @@ class ServiceEmbedder:
         Raises InputError for an empty or too long text, OptionError if padding changes vectors, and the errors of the
         service.
         """
-        for each in texts:
-            if not 0 < len(each) <= self.max_tokens:
-                raise InputError(f"a text has {len(each)} tokens; 1 to {self.max_tokens} are taken")
-            if max(each) > self._largest:
-                raise InputError(f"the token {max(each)} is none of the model's")
+        for tokens in texts:
+            if not 0 < len(tokens) <= self.max_tokens:
+                raise InputError(f"a text has {len(tokens)} tokens; 1 to {self.max_tokens} are taken")
+            if max(tokens) > self._largest:
+                raise InputError(f"the token {max(tokens)} is none of the model's")
         if not self._padding_is_proven:
             await self._prove_padding(texts, request)
         lengths = [self._padded(len(each)) for each in texts]
@@ -148,7 +148,7 @@ class ServiceEmbedder:
         row: Array = output[0].astype(np.float32)
         if row.ndim == 1:
             return row
-        kept = row[:count]
+        valid = row[:count]
         if self._options.pooling == "mean":
-            return np.asarray(kept.mean(axis=0))
-        return np.asarray(kept[0] if self._options.pooling == "cls" else kept[-1])
+            return np.asarray(valid.mean(axis=0))
+        return np.asarray(valid[0] if self._options.pooling == "cls" else valid[-1])

@@ -67,10 +67,10 @@ class ServiceReranker:
     async def _infer(self, pair: Pair, request: Request) -> Response:
         tokens, segments = pair
         inputs = {}
-        for each in self._service.inputs:
+        for spec in self._service.inputs:
             row = np.zeros((1, self._length or len(tokens)), np.int64)
-            row[0, : len(tokens)] = tokens if each.name in TOKENS else segments if each.name in SEGMENTS else 1
-            inputs[each.name] = row.astype(ELEMENT_TYPES[each.dtype].numpy)
+            row[0, : len(tokens)] = tokens if spec.name in TOKENS else segments if spec.name in SEGMENTS else 1
+            inputs[spec.name] = row.astype(ELEMENT_TYPES[spec.dtype].numpy)
         return await self._service.infer(request._replace(inputs=inputs, outputs=(self._output,)))
 
 

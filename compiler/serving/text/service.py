@@ -121,11 +121,11 @@ class TextService:
         scheduler = self._running()
         scheduler.check_room(sequences)
         reader = self._reader
-        for each in prompts:
-            if isinstance(each, str) and self._prompts is not None:
-                reader.check_length(each)
-            elif isinstance(each, list) and each and isinstance(each[0], int):
-                check_fits(each, scheduler.context)
+        for prompt in prompts:
+            if isinstance(prompt, str) and self._prompts is not None:
+                reader.check_length(prompt)
+            elif isinstance(prompt, list) and prompt and isinstance(prompt[0], int):
+                check_fits(prompt, scheduler.context)
         images, audio = files
         if not images and audio is None and sum(map(_cost, prompts)) <= INLINE_TEXT:
             return [ReadPrompt(reader.tokens_of(each)) for each in prompts]
@@ -157,10 +157,10 @@ class TextService:
         if not names and self._call_syntax is not None:
             return self._call_syntax
         before, between, middle, end = await sandbox.run("call syntax", self._prompts, dict(names))
-        found = CallSyntax(tuple(before), tuple(between), None if middle is None else tuple(middle), tuple(end))
+        syntax = CallSyntax(tuple(before), tuple(between), None if middle is None else tuple(middle), tuple(end))
         if not names:
-            self._call_syntax = found
-        return found
+            self._call_syntax = syntax
+        return syntax
 
     async def submit(
         self, prompt: ReadPrompt, options: GenerationOptions, matcher: Matcher | None = None

@@ -208,17 +208,19 @@ def write_triton_repository(
     return TritonRepository(output, name, version, rows, instances)
 
 
-def _rows(artifact: Artifact, asked: int | None) -> int:
+def _rows(artifact: Artifact, requested: int | None) -> int:
     """Return `max_batch_size`: rows can be batched if they are the first dimension of all inputs and outputs."""
     manifest = artifact.manifest
     tensors = (*manifest.inputs, *manifest.outputs)
     first = {each.shape[0] if each.shape else None for each in tensors}
     symbolic = len(first) == 1 and all(isinstance(size, str) for size in first) and bool(manifest.inputs)
-    if asked is not None:
-        if asked < 0 or (asked and not symbolic):
+    if requested is not None:
+        if requested < 0 or (requested and not symbolic):
             problem = "the first dimension of its inputs and outputs is not one symbolic one"
-            raise OptionError(f"max_batch_size of {asked}: {problem}" if asked > 0 else f"max_batch_size of {asked}")
-        return asked
+            raise OptionError(
+                f"max_batch_size of {requested}: {problem}" if requested > 0 else f"max_batch_size of {requested}"
+            )
+        return requested
     if not symbolic or manifest.states:
         return 0
     try:
@@ -230,12 +232,12 @@ def _rows(artifact: Artifact, asked: int | None) -> int:
     return _DEFAULT_ROWS if whole and axes == {0} else 0
 
 
-def _instances(artifact: Artifact, asked: int | None) -> int:
-    if asked is None:
+def _instances(artifact: Artifact, requested: int | None) -> int:
+    if requested is None:
         return max(1, usable_processors() // (artifact.manifest.threads or 1))
-    if asked < 1:
-        raise OptionError(f"instances of {asked}: at least one run must compute")
-    return asked
+    if requested < 1:
+        raise OptionError(f"instances of {requested}: at least one run must compute")
+    return requested
 
 
 def _write_backend(output: Path, target: Target, programs: Path) -> None:
@@ -269,14 +271,14 @@ def _write_model(folder: Path, file: Path, artifact: Artifact, configuration: st
     """Write the model's next version, which a server sees only when it is complete; return its number."""
     folder.mkdir(parents=True, exist_ok=True)
     version = 1 + max((int(each.name) for each in folder.iterdir() if each.name.isdigit()), default=0)
-    made = folder / f"new-{version}"
-    shutil.rmtree(made, ignore_errors=True)
-    made.mkdir()
+    staging = folder / f"new-{version}"
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir()
     try:
-        write_module(artifact, file, made / MODULE)
+        write_module(artifact, file, staging / MODULE)
         write_atomically(folder / "config.pbtxt", [configuration.encode()])
-        made.rename(folder / str(version))
+        staging.rename(folder / str(version))
     except BaseException:
-        shutil.rmtree(made, ignore_errors=True)
+        shutil.rmtree(staging, ignore_errors=True)
         raise
     return version

@@ -304,10 +304,10 @@ class Connection(asyncio.Protocol):
         """Close the connection that has been idle longest, or else the one that has waited longest for a body."""
         connections = self._owner.connections
         for in_body in (False, True):
-            for each in connections:
-                if each.waits and each.in_body is in_body and each is not self:
-                    del connections[each]
-                    each.abort()
+            for connection in connections:
+                if connection.waits and connection.in_body is in_body and connection is not self:
+                    del connections[connection]
+                    connection.abort()
                     return
 
     def _admit(self, call: Call) -> None:
@@ -357,11 +357,11 @@ class Connection(asyncio.Protocol):
         """Answer with an error, after the answers before it, and close; data after the first error is ignored."""
         if self._reading is _Reading.NOTHING:
             return
-        asked = call or Call("GET", "", {}, b"", time.monotonic())
+        refused_call = call or Call("GET", "", {}, b"", time.monotonic())
         self._forget(self._call)
         self._call, self._body, self._continues = None, b"", False
         self._reading, self._until = _Reading.NOTHING, None
-        self._pending.append((call, self._handler.refused(asked, error), False))
+        self._pending.append((call, self._handler.refused(refused_call, error), False))
         if self._task is None:
             self._next()
 

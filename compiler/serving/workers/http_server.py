@@ -154,13 +154,13 @@ class Server:
             await asyncio.sleep(0)
 
 
-def _possible_connections(wanted: int) -> int:
+def _possible_connections(requested: int) -> int:
     """Return the wanted number of connections, or as many as the process has file descriptors for.
 
     Without free descriptors, new connections would be reset.
     """
     most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return wanted if most == resource.RLIM_INFINITY else max(1, min(wanted, most - _OTHER_DESCRIPTORS))
+    return requested if most == resource.RLIM_INFINITY else max(1, min(requested, most - _OTHER_DESCRIPTORS))
 
 
 def _date() -> bytes:

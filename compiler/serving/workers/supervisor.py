@@ -236,17 +236,17 @@ class Supervisor:
 
     async def _end_all(self) -> None:
         workers = list(self._workers)
-        for each in workers:
-            _signal(each, signal.SIGTERM)
+        for worker in workers:
+            _signal(worker, signal.SIGTERM)
         ends = [asyncio.ensure_future(each.process.wait()) for each in workers]
         if ends:
             _, late = await asyncio.wait(ends, timeout=self._drain_seconds + _KILL_AFTER)
             if late:
-                for each in workers:
-                    _signal(each, signal.SIGKILL)
+                for worker in workers:
+                    _signal(worker, signal.SIGKILL)
                 await asyncio.wait(late)
-        for each in workers:
-            self._forget(each)
+        for worker in workers:
+            self._forget(worker)
 
 
 def message_of(action: str, name: str) -> dict[str, str]:

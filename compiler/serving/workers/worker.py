@@ -131,17 +131,17 @@ class _Worker:
     _tracer: Tracer | None = None
 
     async def run(self) -> int:
-        made: list[SupervisedControl] = []
+        controls: list[SupervisedControl] = []
 
         def control(repository: Repository) -> SupervisedControl:
-            made.append(SupervisedControl(repository))
-            return made[0]
+            controls.append(SupervisedControl(repository))
+            return controls[0]
 
         talking = _SupervisorChannel(self.talking)
         try:
             app = self._app(control)
-            own = made[0]
-            await talking.open(own)
+            supervised = controls[0]
+            await talking.open(supervised)
             await app.start()
             gc.collect()
             gc.freeze()  # permanent objects, which garbage collections during requests then skip
@@ -151,7 +151,7 @@ class _Worker:
             return error.exit_code
 
         def stop() -> None:
-            own.draining = True
+            supervised.draining = True
             server.stop()
 
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop)
