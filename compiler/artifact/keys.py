@@ -266,21 +266,21 @@ def parse_signatures(block: memoryview, origin: str) -> tuple[Signature, ...]:
     """Read the data after the content. Raises ArtifactError if it is neither empty nor a complete signature block."""
     if not block:
         return ()
-    each = KEY_BYTES + _SIGNATURE_BYTES
+    entry_bytes = KEY_BYTES + _SIGNATURE_BYTES
     body_bytes = len(block) - _HEAD.size - hashlib.sha256().digest_size
     damaged = ArtifactError(f"{origin} is damaged: the data after its content is not a signature block")
-    if body_bytes < each or body_bytes % each or body_bytes > each * _MAX_SIGNATURES:
+    if body_bytes < entry_bytes or body_bytes % entry_bytes or body_bytes > entry_bytes * _MAX_SIGNATURES:
         raise damaged
     end = _HEAD.size + body_bytes
     magic, count, zeros = _HEAD.unpack(block[: _HEAD.size])
-    if magic != _MAGIC or count * each != body_bytes or any(zeros):
+    if magic != _MAGIC or count * entry_bytes != body_bytes or any(zeros):
         raise damaged
     if hashlib.sha256(block[:end]).digest() != bytes(block[end:]):
         raise damaged
     raw = bytes(block[_HEAD.size : end])
     return tuple(
-        Signature(raw[start : start + KEY_BYTES], raw[start + KEY_BYTES : start + each])
-        for start in range(0, body_bytes, each)
+        Signature(raw[start : start + KEY_BYTES], raw[start + KEY_BYTES : start + entry_bytes])
+        for start in range(0, body_bytes, entry_bytes)
     )
 
 

@@ -373,29 +373,35 @@ class Manifest(Record, frozen=True, kw_only=True):
             if len(set(names)) != len(names):
                 raise ValueError("two states have the same name, input or output")
         for state in self.states:
-            given, result = inputs.get(state.input), outputs.get(state.output)
-            if given is None or result is None or given.dtype != result.dtype:
+            before, after = inputs.get(state.input), outputs.get(state.output)
+            if before is None or after is None or before.dtype != after.dtype:
                 raise ValueError(f"state {state.name!r} does not name an input and an output of one element type")
-            if state.axis is not None and state.axis >= len(given.shape):
+            if state.axis is not None and state.axis >= len(before.shape):
                 raise ValueError(f"state {state.name!r} has no axis {state.axis}")
-            if state.grows and (state.axis is None or not isinstance(given.shape[state.axis], str)):
+            if state.grows and (state.axis is None or not isinstance(before.shape[state.axis], str)):
                 raise ValueError(f"state {state.name!r} has no axis to grow along")
-            ranks = len(given.shape) == len(result.shape)
+            ranks = len(before.shape) == len(after.shape)
             same = ranks and all(
                 one == other or (state.grows and axis == state.axis)
-                for axis, (one, other) in enumerate(zip(given.shape, result.shape, strict=True))
+                for axis, (one, other) in enumerate(zip(before.shape, after.shape, strict=True))
             )
             if not same:
                 raise ValueError(f"state {state.name!r} does not name an input and an output of one shape")
-        held = {state.input for state in self.states}
+        state_inputs = {state.input for state in self.states}
         if any(
-            each.name not in held or (each.shape, each.dtype) != (inputs[each.name].shape, inputs[each.name].dtype)
+            each.name not in state_inputs
+            or (each.shape, each.dtype) != (inputs[each.name].shape, inputs[each.name].dtype)
             for each in self.initial_states
         ):
             raise ValueError("an initial value has no state with its shape and element type")
         if self.position is not None:
             position = inputs.get(self.position.input)
-            if position is None or position.dtype != "int64" or len(position.shape) > 1 or position.name in held:
+            if (
+                position is None
+                or position.dtype != "int64"
+                or len(position.shape) > 1
+                or position.name in state_inputs
+            ):
                 raise ValueError("the position does not name an input of integers")
             sizes = {size for each in self.inputs for size in each.shape}
             if isinstance(self.position.rows, str) and self.position.rows not in sizes:

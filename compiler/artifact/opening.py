@@ -119,10 +119,10 @@ class CheckedFile:
 def file_state(path: str | os.PathLike[str]) -> tuple[int, ...]:
     """Device, inode, size and last change times of a file; zeros if there is none."""
     try:
-        found = os.stat(path)
+        status = os.stat(path)
     except (OSError, ValueError):
         return (0,) * 5
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def _folder() -> Path:

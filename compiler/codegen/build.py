@@ -299,10 +299,10 @@ class _Kept:
         self._objects: OrderedDict[bytes, bytes] = OrderedDict()
 
     def get(self, key: bytes) -> bytes | None:
-        found = self._objects.get(key)
-        if found is not None:
+        entry = self._objects.get(key)
+        if entry is not None:
             self._objects.move_to_end(key)
-        return found
+        return entry
 
     def add(self, key: bytes, content: bytes) -> None:
         """Add the object for a new key, and evict the least recently used objects if necessary."""
@@ -391,9 +391,9 @@ def _numbers(numbers: Sequence[int]) -> int:
 
 def _wait(answers: Sequence[Connection]) -> None:
     """Wait until every process has reported that no part is left. Raises PartFailedError as soon as one fails."""
-    left = list(answers)
-    while left:
-        for answer in multiprocessing.connection.wait(left):
+    pending = list(answers)
+    while pending:
+        for answer in multiprocessing.connection.wait(pending):
             assert isinstance(answer, Connection)
             try:
                 problem = answer.recv()
@@ -401,7 +401,7 @@ def _wait(answers: Sequence[Connection]) -> None:
                 problem = "a code generation process was killed (is there enough memory?)"
             if problem is not None:
                 raise PartFailedError(problem)
-            left.remove(answer)
+            pending.remove(answer)
 
 
 def _run(work: _Work, waiting: int, answer: Connection, parent: int) -> None:

@@ -302,19 +302,19 @@ def bytes_for_booleans(body: Stmt) -> Stmt:
         bytes_of.pop(buffer, None)
     if not bytes_of:
         return body
-    made = set(bytes_of.values())
+    byte_buffers = set(bytes_of.values())
 
     def renamed(variable: Var) -> Expr:
         return bytes_of.get(variable, variable)
 
     def load(node: Expr) -> Expr:
-        if node.source not in made:
+        if node.source not in byte_buffers:
             return node
         value = tirx.BufferLoad(node.source, list(node.indices))
         return tirx.NE(value, tirx.const(0, str(value.ty)))
 
     def store(node: Stmt) -> Stmt:
-        if node.buffer not in made:
+        if node.buffer not in byte_buffers:
             return node
         return tirx.BufferStore(node.buffer, _number(node.value), list(node.indices))
 
@@ -322,30 +322,30 @@ def bytes_for_booleans(body: Stmt) -> Stmt:
 
 
 def _allocated(body: Stmt) -> list[Expr]:
-    found: list[Stmt] = []
+    buffers: list[Stmt] = []
     structural_walk(
         body,
         [
-            (s_tir.SBlock, lambda block: found.extend(block.alloc_buffers)),
-            (tirx.AllocBuffer, lambda allocation: found.append(allocation.buffer)),
+            (s_tir.SBlock, lambda block: buffers.extend(block.alloc_buffers)),
+            (tirx.AllocBuffer, lambda allocation: buffers.append(allocation.buffer)),
         ],
     )
-    return found
+    return buffers
 
 
 def _aliased(body: Stmt) -> list[Expr]:
     """Buffers whose address is taken, or that others match; loads as call arguments are values."""
-    found: list[Node] = []
+    aliased: list[Node] = []
 
     def call(node: Expr) -> None:
         by_address = call_name(node) == "tirx.address_of"
-        found.extend(arg.source if by_address and isinstance(arg, tvm.ir.TensorLoad) else arg for arg in node.args)
+        aliased.extend(arg.source if by_address and isinstance(arg, tvm.ir.TensorLoad) else arg for arg in node.args)
 
     def block(node: Stmt) -> None:
-        found.extend(matched.source.source for matched in node.match_buffers)
+        aliased.extend(matched.source.source for matched in node.match_buffers)
 
     structural_walk(body, [(tvm.ir.Call, call), (s_tir.SBlock, block)])
-    return [each for each in found if isinstance(each, tvm.ir.Var)]
+    return [each for each in aliased if isinstance(each, tvm.ir.Var)]
 
 
 def _of_bytes(buffer: Expr) -> Expr:
@@ -432,10 +432,10 @@ def with_plain_kernels(lower: Lowering) -> Lowering:
         if not plain:
             return lower(mod)
         results: dict[GlobalVar, PrimFunc] = {}
-        for pick, each in ((True, lower_plain), (False, lower)):
+        for pick, lowering in ((True, lower_plain), (False, lower)):
             part = {var: function for var, function in functions if (var in plain) == pick}
             if part:
-                results.update(each(tvm.IRModule(part, attrs=mod.attrs)).functions_items())
+                results.update(lowering(tvm.IRModule(part, attrs=mod.attrs)).functions_items())
         return tvm.IRModule(results, attrs=mod.attrs)
 
     return lowered

@@ -61,11 +61,11 @@ def share_kernels(kernels: Sequence[Kernel]) -> tuple[list[Kernel], dict[str, Sh
     return [each for each in built if each is not None], calls
 
 
-def _free_name(like: str, taken: set[str]) -> str:
+def _free_name(like: str, used_names: set[str]) -> str:
     name = f"{like}_shared"
-    while name in taken:
+    while name in used_names:
         name += "_"
-    taken.add(name)
+    used_names.add(name)
     return name
 
 
@@ -116,9 +116,9 @@ def _shared(members: Sequence[OpenedKernel]) -> tuple[PrimFunc, list[tuple[int, 
         else:
             replaced[constant] = parameters.setdefault(column, tirx.Var(f"constant_{len(parameters)}", _TYPE))
     function = members[0].function
-    for each in function.params:
-        if tirx.is_buffer_var(each):
-            replaced[each] = with_shape(each, [replaced.get(size, size) for size in each.ty.shape])
+    for parameter in function.params:
+        if tirx.is_buffer_var(parameter):
+            replaced[parameter] = with_shape(parameter, [replaced.get(size, size) for size in parameter.ty.shape])
     body = structural_map(function.body, (tvm.ir.Var, lambda variable: replaced.get(variable, variable)))
     added = list(parameters.values())
     body = _with_early_quotients(body, added)
@@ -303,19 +303,19 @@ def _variables_of(call: Call) -> list[Expr]:
 
 def _bound_in_loops(body: Stmt) -> set[Expr]:
     """Values that change within a task: variables of loops that are not tasks, and variables bound in such loops."""
-    found: list[Expr] = []
+    variables: list[Expr] = []
 
     def inside(loop: Stmt) -> WalkResult:
         if _is_task(loop):
             return WalkResult.ADVANCE
-        structural_walk(loop, [(tirx.For, lambda each: found.append(each.loop_var)), (tirx.Bind, bound)])
+        structural_walk(loop, [(tirx.For, lambda each: variables.append(each.loop_var)), (tirx.Bind, bound)])
         return WalkResult.SKIP
 
     def bound(binding: Stmt) -> None:
-        found.append(binding.var)
+        variables.append(binding.var)
 
     structural_walk(body, (tirx.For, inside), order="pre")
-    return set(found)
+    return set(variables)
 
 
 def _is_task(loop: Stmt) -> bool:

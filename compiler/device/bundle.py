@@ -237,17 +237,17 @@ def licenses_text() -> str:
 
 def _files(distribution: str) -> dict[str, Path]:
     """Files of a distribution by their names in a bundle."""
-    found: dict[str, Path] = {}
+    files: dict[str, Path] = {}
     for file in importlib.metadata.files(distribution) or ():
         path = Path(str(file.locate()))
         own = file.name in _NAMES and file.parent.parent.suffix == ".dist-info"
         if (own or file.as_posix() in _FURTHER.get(distribution, ())) and path.is_file():
-            found[file.name if own else file.as_posix().partition("/")[2].removeprefix("licenses/")] = path
-    if distribution == "apache-tvm" and "NOTICE" not in found:
-        found["NOTICE"] = _beside_package("tvm", "NOTICE")
-    if distribution == "tensorwright" and "LICENSE" not in found:
-        found["LICENSE"] = _SOURCE_TREE / "LICENSE"  # not installed: run from a source tree
-    return {name: path for name, path in found.items() if path.is_file()}
+            files[file.name if own else file.as_posix().partition("/")[2].removeprefix("licenses/")] = path
+    if distribution == "apache-tvm" and "NOTICE" not in files:
+        files["NOTICE"] = _beside_package("tvm", "NOTICE")
+    if distribution == "tensorwright" and "LICENSE" not in files:
+        files["LICENSE"] = _SOURCE_TREE / "LICENSE"  # not installed: run from a source tree
+    return {name: path for name, path in files.items() if path.is_file()}
 
 
 def _beside_package(package: str, name: str) -> Path:

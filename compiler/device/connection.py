@@ -242,10 +242,10 @@ def _set_probes(connected: socket.socket) -> None:
 
 
 def _left(end: float) -> float:
-    left = end - time.monotonic()
-    if left <= 0:
+    remaining = end - time.monotonic()
+    if remaining <= 0:
         raise TimeoutError
-    return left
+    return remaining
 
 
 def _printable(text: bytes) -> str:

@@ -120,15 +120,15 @@ def source_files() -> list[Path]:
 def _build(target: Target, libraries: Sequence[Path], third_party: Sequence[Path], folder: Path) -> None:
     for library in libraries:
         shutil.copy(library, folder)
-    own = {"library": [*LIBRARY_SOURCES, NO_LINKED_MODULE], "thread_pool": THREAD_POOL_SOURCES}
-    groups: dict[str, Sequence[str]] = {**own, **PROGRAMS}
+    shared_sources = {"library": [*LIBRARY_SOURCES, NO_LINKED_MODULE], "thread_pool": THREAD_POOL_SOURCES}
+    groups: dict[str, Sequence[str]] = {**shared_sources, **PROGRAMS}
     sources = {name: [SOURCES / each for each in parts] for name, parts in groups.items()}
     options = [*COMPILE_OPTIONS, *include_options([*include_folders(), *third_party_includes()])]
-    made = compile_objects(target, sources, options, folder)
-    linked = [*made[: len(own)], *third_party]
+    objects = compile_objects(target, sources, options, folder)
+    linked = [*objects[: len(shared_sources)], *third_party]
     options = tvm_link_options(folder)
     target.compiler().run(["-shared", *linked, "-o", folder / SHARED_LIBRARY, *options])
-    for program in made[len(own) :]:
+    for program in objects[len(shared_sources) :]:
         target.compiler().run([program, *linked, "-o", folder / program.stem, *options])
 
 
@@ -142,11 +142,11 @@ def tuning_program(target: Target) -> Path:
     def build(folder: Path) -> None:
         options = [*COMPILE_OPTIONS, *include_options([*include_folders(), *third_party_includes()])]
         sources = {TUNING_PROGRAM: [SOURCES / name for name in _TUNING_SOURCES]}
-        (made,) = compile_objects(target, sources, options, folder)
+        (object_file,) = compile_objects(target, sources, options, folder)
         library = [programs / "library.o", programs / "thread_pool.o", *third_party]
-        linked: list[str | Path] = [made, *library, "-o", folder / TUNING_PROGRAM]
+        linked: list[str | Path] = [object_file, *library, "-o", folder / TUNING_PROGRAM]
         target.compiler().run([*linked, *tvm_link_options(programs), "-Wl,-rpath,$ORIGIN/lib"])
-        made.unlink()
+        object_file.unlink()
 
     return cached("tuning-program", programs.name, build)
 

@@ -80,7 +80,7 @@ def push(
     report("connect")
     with closing(_Device(address, credentials)) as device:
         device.check(manifest)
-        before, note = device.active()
+        previous, note = device.active()
         report("upload")
         device.upload(data)
         report("check")
@@ -94,7 +94,7 @@ def push(
         p50, p99 = (float(each) for each in device.call(f"measure {runs}", "measuring", seconds=longest).split())
         report("switch")
         device.call("activate", "switch")
-        return PushResult(difference, p50, p99, runs, before, device.active()[0] or "", note)
+        return PushResult(difference, p50, p99, runs, previous, device.active()[0] or "", note)
 
 
 def _checked(path: Path, trusted_keys: Sequence[Key] | None) -> tuple[memoryview, Manifest]:

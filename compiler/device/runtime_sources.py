@@ -142,11 +142,11 @@ def compile_objects(
     compiler = target.compiler()
 
     def one(name: str) -> Path:
-        together, made = folder / f"{name}.cc", folder / f"{name}.o"
+        together, object_file = folder / f"{name}.cc", folder / f"{name}.o"
         together.write_text("".join(f'#include "{source}"\n' for source in groups[name]), encoding="utf-8")
-        compiler.run([*options, "-c", together, "-o", made])
+        compiler.run([*options, "-c", together, "-o", object_file])
         together.unlink()
-        return made
+        return object_file
 
     with ThreadPoolExecutor(2) as pool:
         return list(pool.map(one, groups))

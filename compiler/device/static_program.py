@@ -145,13 +145,13 @@ def write_static_program(
             (folder / "text").write_bytes(text)
             source = _TEXT_ASSEMBLY.format(text=folder / "text") + source
         assembly.write_text(source, encoding="utf-8")
-        made = folder / "program"
+        program = folder / "program"
         left_out = "no_images.o" if takes_images(artifact) else "images.o"
         linked = sorted(path for path in objects.glob("*.o") if path.name != left_out)
-        target.compiler().run([*_LINK_OPTIONS, assembly, *linked, "-o", made])
+        target.compiler().run([*_LINK_OPTIONS, assembly, *linked, "-o", program])
         module_bytes = module.stat().st_size
         with storage_errors(output, "written"):
-            shutil.copy(made, output)
+            shutil.copy(program, output)
             output.with_name(f"{output.name}.licenses.txt").write_text(licenses_text(), encoding="utf-8")
     size = output.stat().st_size
     return StaticProgram(output, size, module_bytes, ONNX_RUNTIME_BYTES.get(target.architecture))

@@ -86,10 +86,10 @@ def _start(address: str, credentials: Credentials) -> tuple[subprocess.Popen[str
 
 def main() -> None:
     """Main function of the process: reads keys from standard input, writes its address to standard output, as JSON."""
-    given = json.loads(sys.stdin.readline())
-    credentials = Credentials(bytes.fromhex(given["private"]), bytes.fromhex(given["device"]))
+    request = json.loads(sys.stdin.readline())
+    credentials = Credentials(bytes.fromhex(request["private"]), bytes.fromhex(request["device"]))
     try:
-        tunnel = _Tunnel(Connection(given["address"], credentials, "kernels"))
+        tunnel = _Tunnel(Connection(request["address"], credentials, "kernels"))
     except DeviceError as error:
         print(json.dumps({"error": error.message, "hint": error.hint}), flush=True)
         return

@@ -232,7 +232,7 @@ def _with_reference(
     model: ImportedModel,
     target: targets.Target,
     options: PassOptions,
-    given: Mapping[str, np.ndarray] | None,
+    example: Mapping[str, np.ndarray] | None,
     report: Progress,
 ) -> Module:
     """The module with an example of inputs and outputs in it.
@@ -244,13 +244,13 @@ def _with_reference(
     foreign = not target.fits_this_machine()
     module = foreign_module(artifact, target) if foreign else Module(artifact)
     report("reference run")
-    if given is None and loops(model.mod):
+    if example is None and loops(model.mod):
         report("no reference input stored: on random values its loops may not terminate; give reference_inputs=")
         return module
     try:
-        return with_example(module, _host_module(model, artifact, options) if foreign else module, model, given)
+        return with_example(module, _host_module(model, artifact, options) if foreign else module, model, example)
     except TensorwrightError as error:
-        if given is not None and not foreign:
+        if example is not None and not foreign:
             raise
         # Random values do not suit every model (an index out of range, sizes that must divide); the module is still
         # valid.
@@ -276,10 +276,10 @@ def _host_module(model: ImportedModel, like: Artifact, options: PassOptions) -> 
 def foreign_module(artifact: Artifact, target: targets.Target) -> Module:
     """The module for a target whose code this machine can run only in an emulator."""
 
-    def emulate(whole: Artifact) -> Emulator:
+    def emulate(loaded: Artifact) -> Emulator:
         with translated_target_errors():
             simulator = target.simulator()
-            return EmulatedModule(whole, target) if simulator is None else SimulatedModule(whole, simulator)
+            return EmulatedModule(loaded, target) if simulator is None else SimulatedModule(loaded, simulator)
 
     return Module(artifact, executor=EmulatedExecutor(artifact, emulate))
 
@@ -304,14 +304,14 @@ def calibration_tokens(text: Path, model: ImportedModel) -> Array:
     if stored is None:
         raise InvalidModelError("calibration needs the model's tokenizer, but it has none", "leave out the calibration")
     description = decode(bytes(model.assets[DESCRIPTION_ASSET]), LanguageModelDescription)
-    found = Tokenizer(bytes(stored), description).encode(content[: 16 * _TOKENS])[:_TOKENS]
+    encoded = Tokenizer(bytes(stored), description).encode(content[: 16 * _TOKENS])[:_TOKENS]
     window = min(_CONTEXT, description.context)
-    windows = len(found) // window
+    windows = len(encoded) // window
     if not windows:
         raise InputError(
-            f"{text} has {len(found)} tokens, but calibration needs {window} or more", "give a longer text"
+            f"{text} has {len(encoded)} tokens, but calibration needs {window} or more", "give a longer text"
         )
-    tokens: Array = np.asarray(found[: windows * window], np.int64).reshape(windows, window)
+    tokens: Array = np.asarray(encoded[: windows * window], np.int64).reshape(windows, window)
     return tokens
 
 
@@ -374,8 +374,8 @@ def with_example(module: Module, runner: Module, model: ImportedModel, given: Ar
     """
     own = {each.input for each in model.states} | ({model.position.input} if model.position is not None else set())
     specs = [each for each in model.inputs if each.name not in own]
-    made = random_inputs(specs, indices=model.indices, relations=model.requirements) if given is None else given
-    inputs = dict(made)
+    arrays = random_inputs(specs, indices=model.indices, relations=model.requirements) if given is None else given
+    inputs = dict(arrays)
     sizes = {} if len(inputs) == len(model.inputs) else _state_sizes(module.manifest)
     outputs = runner.run_example(inputs, sizes)
     updated = {each.output for each in model.states}

@@ -76,13 +76,13 @@ def requirements(model: ImportedModel) -> dict[str, Any]:
 def states(model: ImportedModel) -> dict[str, Any]:
     """Keyword arguments of `Artifact.create` for the states of sessions."""
     position = model.position
-    states = [(each.name, each.input, each.output, each.axis, each.grows) for each in model.states]
+    states = [(state.name, state.input, state.output, state.axis, state.grows) for state in model.states]
     described = [model.inputs, model.outputs, states, position] if states else []
     return {
         "state_format": hashlib.sha256(repr(described).encode()).hexdigest() if described else None,
         "states": tuple(
-            StateDescription(**{name: value for name, value in vars(each).items() if name != "initial"})
-            for each in model.states
+            StateDescription(**{name: value for name, value in vars(state).items() if name != "initial"})
+            for state in model.states
         ),
         "position": None if position is None else PositionDescription(input=position.input, rows=position.rows),
     }
@@ -204,14 +204,14 @@ def call_list(functions: Mapping[str, Sequence[Step]]) -> CallList | None:
         return known.setdefault(name, len(known))
 
     def listed(steps: Sequence[Step], depth: int) -> list[JsonValue]:
-        found: list[JsonValue] = []
+        calls: list[JsonValue] = []
         for step in steps:
             if isinstance(step, Branches):
                 if depth < MAX_BRANCH_DEPTH:
-                    found.append([listed(step.when_true, depth + 1), listed(step.when_false, depth + 1)])
+                    calls.append([listed(step.when_true, depth + 1), listed(step.when_false, depth + 1)])
             else:
-                found.append([number(step.callee, callees), *(number(name, nodes) for name in names_of(step.nodes))])
-        return found
+                calls.append([number(step.callee, callees), *(number(name, nodes) for name in names_of(step.nodes))])
+        return calls
 
     made = {name: listed(steps, 0) for name, steps in functions.items()}
     return CallList(nodes=tuple(nodes), callees=tuple(callees), functions=made) if nodes else None

@@ -129,14 +129,14 @@ def reused(key: str, build: Callable[[], Built], report: Callable[[str], None]) 
     if found is not None:
         report("reuse an earlier compilation")
         return found
-    made: list[Built] = []
+    results: list[Built] = []
     started = False
 
     def make(folder: Path) -> None:
         nonlocal started
         started = True
         built = build()
-        made.append(built)
+        results.append(built)
         if _is_kept(built):
             built.module.export(folder / _MODULE)
             manifest = built.module.manifest
@@ -146,15 +146,15 @@ def reused(key: str, build: Callable[[], Built], report: Callable[[str], None]) 
     try:
         folder = cached(_KIND, key, make)
     except StorageError as error:
-        if started and not made:
+        if started and not results:
             raise
         report(f"not kept for the next compilation: {error.message}")
-        return made[0] if made else build()
-    if made:
+        return results[0] if results else build()
+    if results:
         if not (folder / _MODULE).exists():
             shutil.rmtree(folder, ignore_errors=True)
         _evict(limit_bytes())
-        return made[0]
+        return results[0]
     return _load(key) or build()
 
 
@@ -370,22 +370,22 @@ def _distributions() -> Iterator[tuple[str, str]]:
     with entry points."""
     for folder in sys.path:
         with contextlib.suppress(OSError), os.scandir(folder or os.curdir) as listed:
-            for each in listed:
-                if not each.name.endswith((".dist-info", ".egg-info")):
+            for entry in listed:
+                if not entry.name.endswith((".dist-info", ".egg-info")):
                     continue
-                if each.name.lower().replace("-", "_").startswith(_VERSIONS):
-                    yield each.name, ""
+                if entry.name.lower().replace("-", "_").startswith(_VERSIONS):
+                    yield entry.name, ""
                 with contextlib.suppress(OSError):
-                    points = Path(each.path, "entry_points.txt").read_text(encoding="utf-8")
+                    points = Path(entry.path, "entry_points.txt").read_text(encoding="utf-8")
                     if any(group in points for group in _EXTENSIONS):
-                        yield each.name, points
+                        yield entry.name, points
 
 
 def _source_stamps(folder: str) -> Iterator[tuple[str, int, int]]:
     with os.scandir(folder) as listed:
-        for each in listed:
-            if each.is_dir():
-                yield from _source_stamps(each.path)
-            elif each.name.endswith(_SOURCES):
-                status = each.stat()
-                yield each.path, status.st_size, status.st_mtime_ns
+        for entry in listed:
+            if entry.is_dir():
+                yield from _source_stamps(entry.path)
+            elif entry.name.endswith(_SOURCES):
+                status = entry.stat()
+                yield entry.path, status.st_size, status.st_mtime_ns

@@ -31,14 +31,14 @@ def stated_processing(source: object, given: Processing | Literal["auto"] | None
         return None
     if not isinstance(given, Processing) and given != "auto":
         raise OptionError(f'processing= must be tensorwright.Processing(...) or "auto", not {type_text(given)}')
-    found = found_processing(source)
-    if found is None and (given == "auto" or given.task is None):
+    detected = found_processing(source)
+    if detected is None and (given == "auto" or given.task is None):
         raise OptionError(
             "processing: no metadata describes the model's inputs and outputs",
             f"give task= ({' or '.join(get_args(Task))}) of `tensorwright.Processing`: metadata of ultralytics' ONNX "
             "files, and preprocessor_config.json with config.json next to a model, are read",
         )
-    return found if given == "auto" else given.over(found)
+    return detected if given == "auto" else given.over(detected)
 
 
 def found_processing(source: object) -> Processing | None:
@@ -118,12 +118,12 @@ def _json(path: Path) -> dict[str, Any]:
     if path.stat().st_size > _LARGEST:
         raise InvalidModelError(f"{path} is larger than {_LARGEST >> 20} MiB")
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        parsed = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise InvalidModelError(f"{path} cannot be read: {error}") from error
-    if not isinstance(found, dict):
+    if not isinstance(parsed, dict):
         raise InvalidModelError(f"{path} is not a JSON object")
-    return found
+    return parsed
 
 
 def _of_transformers(preprocessor: Mapping[str, Any], config: Mapping[str, Any]) -> Processing:

@@ -38,37 +38,37 @@ def specialized(model: ImportedModel, sizes: Sizes) -> ImportedModel:
     return replace(model, mod=with_variants(model.mod, variants)) if variants else model
 
 
-def _choices(model: ImportedModel, name: str, given: object) -> list[Variant]:
+def _choices(model: ImportedModel, name: str, value: object) -> list[Variant]:
     """Variants requested by one entry of `sizes=`."""
-    if isinstance(given, str) or not isinstance(given, Sequence) or not given:
-        raise OptionError(f"sizes[{name!r}] is {given!r}", "give a list, as in [1, 8]")
+    if isinstance(value, str) or not isinstance(value, Sequence) or not value:
+        raise OptionError(f"sizes[{name!r}] is {value!r}", "give a list, as in [1, 8]")
     by_input = {spec.name: spec.shape for spec in model.inputs}
     if name in by_input:
-        is_one_shape = len(given) == len(by_input[name]) and not any(isinstance(each, Sequence) for each in given)
-        shapes = [tuple(given)] if is_one_shape else given
+        is_one_shape = len(value) == len(by_input[name]) and not any(isinstance(each, Sequence) for each in value)
+        shapes = [tuple(value)] if is_one_shape else value
         return [_variant_of_shape(name, by_input[name], shape) for shape in shapes]
     if name not in symbolic_dimensions(model.mod["main"].params):
         inputs = "; ".join(map(str, model.inputs))
         raise OptionError(f"sizes: {name!r} is neither an input nor a dynamic dimension", f"the model takes {inputs}")
-    return [{name: _size(name, size)} for size in given]
+    return [{name: _size(name, size)} for size in value]
 
 
 def _variant_of_shape(name: str, declared: Sequence[int | str], shape: object) -> Variant:
-    wanted = f"input {name!r} has the shape [{', '.join(map(str, declared))}]"
+    expected = f"input {name!r} has the shape [{', '.join(map(str, declared))}]"
     if not isinstance(shape, Sequence) or isinstance(shape, str) or len(shape) != len(declared):
         raise OptionError(
-            f"sizes[{name!r}] contains {shape!r}, but {wanted}", "give one shape, or several, of that rank"
+            f"sizes[{name!r}] contains {shape!r}, but {expected}", "give one shape, or several, of that rank"
         )
     variant: Variant = {}
-    for size, own in zip(shape, declared, strict=True):
+    for size, dimension in zip(shape, declared, strict=True):
         number = _size(name, size)
-        if isinstance(own, str) and own.isidentifier():
-            if variant.setdefault(own, number) != number:
+        if isinstance(dimension, str) and dimension.isidentifier():
+            if variant.setdefault(dimension, number) != number:
                 raise OptionError(
-                    f"sizes[{name!r}] contains {tuple(shape)}, but {wanted}", "equal names are equal sizes"
+                    f"sizes[{name!r}] contains {tuple(shape)}, but {expected}", "equal names are equal sizes"
                 )
-        elif isinstance(own, int) and own != number:
-            raise OptionError(f"sizes[{name!r}] contains {tuple(shape)}, but {wanted}", "it cannot be changed here")
+        elif isinstance(dimension, int) and dimension != number:
+            raise OptionError(f"sizes[{name!r}] contains {tuple(shape)}, but {expected}", "it cannot be changed here")
     return variant
 
 

@@ -67,14 +67,14 @@ def download(model: HubModel) -> Path:
     for local in (True, False):
         try:
             if model.file is not None:
-                found = huggingface_hub.hf_hub_download(
+                stored = huggingface_hub.hf_hub_download(
                     model.repository, model.file, revision=model.revision, local_files_only=local
                 )
             else:
-                found = huggingface_hub.snapshot_download(
+                stored = huggingface_hub.snapshot_download(
                     model.repository, revision=model.revision, allow_patterns=_FILES, local_files_only=local
                 )
-            return Path(found)
+            return Path(stored)
         except (HfHubHTTPError, OSError, ValueError) as error:  # includes network errors: httpx's errors are wrapped
             problem = error
     lines = str(problem).strip().splitlines()

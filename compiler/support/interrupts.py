@@ -83,11 +83,11 @@ class _Guard:
         if _active is not None or threading.current_thread() is not threading.main_thread():
             return
         _add_standard_library()
-        for each in reversed(_SIGNALS):
-            handler = signal.getsignal(each)
+        for number in reversed(_SIGNALS):
+            handler = signal.getsignal(number)
             if callable(handler):  # otherwise the signal is ignored or ends the process
-                self._handlers[each] = handler
-                signal.signal(each, self._handle)
+                self._handlers[number] = handler
+                signal.signal(number, self._handle)
         self._unraisable, sys.unraisablehook = sys.unraisablehook, self._drop
         _active = self
 
@@ -171,7 +171,7 @@ def _add_standard_library() -> None:
     import subprocess
     import tempfile
 
-    made: tuple[Callable[..., Any], ...] = (
+    functions: tuple[Callable[..., Any], ...] = (
         tempfile.mkdtemp,
         tempfile.mkstemp,
         tempfile.TemporaryDirectory.__init__,
@@ -180,4 +180,4 @@ def _add_standard_library() -> None:
         subprocess.Popen.__init__,
         multiprocessing.process.BaseProcess.start,
     )
-    _uninterrupted.update(each.__code__ for each in made)
+    _uninterrupted.update(each.__code__ for each in functions)

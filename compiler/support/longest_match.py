@@ -33,10 +33,10 @@ class LongestMatch:
         if type(tokenizer.model).__name__ != "WordPiece":  # checked first: writing a large vocabulary takes 0.1 s
             return None
         described: dict[str, Any] = json.loads(tokenizer.to_str())
-        model, before, added = described["model"], described["pre_tokenizer"] or {}, described["added_tokens"]
+        model, splitter, added = described["model"], described["pre_tokenizer"] or {}, described["added_tokens"]
         if model["continuing_subword_prefix"] or not added:
             return None
-        splits = before.get("type") != "ByteLevel" or before["add_prefix_space"] or before["use_regex"]
+        splits = splitter.get("type") != "ByteLevel" or splitter["add_prefix_space"] or splitter["use_regex"]
         if splits or described["normalizer"] or described["post_processor"]:
             return None
         table, vocabulary = byte_level(), model["vocab"]
@@ -48,15 +48,15 @@ class LongestMatch:
 
     def encode(self, text: str) -> list[int]:
         """Tokens of a text; a byte that starts no token is unknown."""
-        found: list[int] = []
+        ids: list[int] = []
         for part in self._found.split(text.encode()):
             if part in self._added:
-                found.append(self._added[part])
+                ids.append(self._added[part])
                 continue
             at = 0
             while at < len(part):
                 ends = (at + size for size in self._sizes.get(part[at : at + 2], ()))
                 end = next((end for end in ends if part[at:end] in self._tokens), at + 1)
-                found.append(self._tokens.get(part[at:end], self._unknown))
+                ids.append(self._tokens.get(part[at:end], self._unknown))
                 at = end
-        return found
+        return ids

@@ -38,12 +38,12 @@ def read_image(image: Image) -> Any:
         if isinstance(image, np.ndarray):
             _check_size(name, *(image.shape[:2] if image.ndim > 1 else (1, image.size)))
             return pillow.fromarray(image).convert("RGB")
-        found = pillow.open(io.BytesIO(image) if isinstance(image, bytes) else image, formats=FORMATS)
-        _check_size(name, found.height, found.width)
-        found = operations.exif_transpose(found)
-        if found.mode.startswith("I;16"):  # 16-bit gray PNG files, which Pillow clips at 255
-            found = pillow.fromarray((np.asarray(found) >> 8).astype(np.uint8))
-        return found.convert("RGB")
+        picture = pillow.open(io.BytesIO(image) if isinstance(image, bytes) else image, formats=FORMATS)
+        _check_size(name, picture.height, picture.width)
+        picture = operations.exif_transpose(picture)
+        if picture.mode.startswith("I;16"):  # 16-bit gray PNG files, which Pillow clips at 255
+            picture = pillow.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+        return picture.convert("RGB")
     except FileNotFoundError as error:
         raise StorageError(f"no such file: {name}") from error
     except (InputError, MemoryError):
@@ -155,7 +155,7 @@ def _resampled(samples: Array, old: int, new: int) -> Array:
 def _by_spectrum(samples: Array, old: int, new: int) -> Array:
     count = max(1, round(len(samples) * new / old))
     spectrum = np.fft.rfft(samples.astype(np.float64))
-    wanted = np.zeros(count // 2 + 1, spectrum.dtype)
-    shared = min(len(wanted), len(spectrum))
-    wanted[:shared] = spectrum[:shared]
-    return (np.fft.irfft(wanted, count) * (count / len(samples))).astype(np.float32)
+    new_spectrum = np.zeros(count // 2 + 1, spectrum.dtype)
+    shared = min(len(new_spectrum), len(spectrum))
+    new_spectrum[:shared] = spectrum[:shared]
+    return (np.fft.irfft(new_spectrum, count) * (count / len(samples))).astype(np.float32)

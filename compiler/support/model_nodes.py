@@ -77,25 +77,25 @@ def nodes_of(callee: str, functions: Mapping[str, Sequence[Step]]) -> list[str]:
 
 def calls_of(callee: str, functions: Mapping[str, Sequence[Step]]) -> list[ModelNode]:
     """The model nodes that the calls of a kernel compute, in the order of the calls."""
-    found: list[ModelNode] = []
+    calls: list[ModelNode] = []
     waiting = list(functions.values())
     while waiting:
         for step in waiting.pop(0):
             if isinstance(step, Branches):
                 waiting += [step.when_true, step.when_false]
             elif step.callee == callee:
-                found += step.nodes
-    return found
+                calls += step.nodes
+    return calls
 
 
 def call_counts(functions: Mapping[str, Sequence[Step]]) -> Counter[str]:
     """Number of calls of each kernel or function, in both branches of a condition."""
-    found: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     waiting = list(functions.values())
     while waiting:
         for step in waiting.pop():
             if isinstance(step, Branches):
                 waiting += [step.when_true, step.when_false]
             else:
-                found[step.callee] += 1
-    return found
+                counts[step.callee] += 1
+    return counts

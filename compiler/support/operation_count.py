@@ -71,12 +71,12 @@ def count_operations(function: tirx.PrimFunc) -> OperationCount | None:
 
 def _direct(function: tirx.PrimFunc) -> int:
     """Operations of the convolution that a kernel computes by Winograd's method."""
-    found = 0
+    operations = 0
     for block in nodes(function.body, s_tir.SBlock):
         if block.annotations.get(KIND) == WINOGRAD:
             work = WinogradWorkload.from_annotation(block.annotations)
-            found = work.flops * max(work.batch, 1)
-    return found
+            operations = work.flops * max(work.batch, 1)
+    return operations
 
 
 def count_kernels(mod: tvm.IRModule) -> dict[str, OperationCount]:
@@ -182,9 +182,9 @@ def gathered_parameters(function: tirx.PrimFunc) -> frozenset[int]:
 
 def gathered_by_kernel(mod: tvm.IRModule) -> dict[str, frozenset[int]]:
     """These positions by kernel name, for the kernels that have any."""
-    found = {
+    positions_of = {
         str(variable.name_hint): gathered_parameters(function)
         for variable, function in mod.functions_items()
         if isinstance(function, tirx.PrimFunc)
     }
-    return {name: positions for name, positions in found.items() if positions}
+    return {name: positions for name, positions in positions_of.items() if positions}

@@ -60,11 +60,11 @@ def takes_imports(function: Function) -> Function:
     hints = get_type_hints(ImportArguments)
     added = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in hints]
     shown: list[inspect.Parameter] = []
-    for each in inspect.signature(function).parameters.values():
-        if each.kind is inspect.Parameter.VAR_KEYWORD:
+    for parameter in inspect.signature(function).parameters.values():
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
             shown += added
-        if each.name != "imports":
-            shown.append(each)
+        if parameter.name != "imports":
+            shown.append(parameter)
     shown.sort(key=lambda each: each.kind)
     own = {name: hint for name, hint in function.__annotations__.items() if name != "imports"}
     function.__annotations__ = {**own, **hints}

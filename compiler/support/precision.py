@@ -34,10 +34,10 @@ def precision_name(name: str) -> str:
 
 def precision_of(name: str) -> str:
     """The precision in `PRECISIONS` for a name; raises OptionError for any other name."""
-    wanted = precision_name(name)
-    if wanted in PRECISIONS:
-        return wanted
-    if wanted in _INTEGERS:
+    precision = precision_name(name)
+    if precision in PRECISIONS:
+        return precision
+    if precision in _INTEGERS:
         hint = "quantize the model to integers: tensorwright.quantize(model, samples), or `tensorwright quantize`"
     else:
         hint = f"use one of {', '.join(PRECISIONS)}"

@@ -177,14 +177,14 @@ class ModelComparison:
         if self._untuned is None:
             self._untuned = self._compiled(None, "untuned")
         tuned = self._compiled(choices, "tuned")
-        found = Compared()
-        sides = [(self._untuned, found.untuned), (tuned, found.tuned)]
+        comparison = Compared()
+        sides = [(self._untuned, comparison.untuned), (tuned, comparison.tuned)]
         for number in range(PAIRS):
             if number >= MIN_PAIRS and time.monotonic() > deadline:
                 break
             for compiled, times in sides if number % 2 == 0 else reversed(sides):
                 times.take(self._turn(compiled.path), compiled.keys)
-        return found
+        return comparison
 
     def _turn(self, path: Path) -> ModelTimes:
         environment = {"TVM_NUM_THREADS": str(self._runs_on)}

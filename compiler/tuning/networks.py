@@ -214,7 +214,7 @@ class NetworkSearch:
         near = _neighbors(rest, grouped)
         moved = set(self._network.space)
         for _ in range(_ROUNDS):
-            before = dict(self.chosen)
+            previous = dict(self.chosen)
             for names in ((*options,), *grouped, *((name,) for name in rest)):
                 if not any(name in moved or near.get(name, set()) & moved for name in names):
                     continue
@@ -222,7 +222,7 @@ class NetworkSearch:
                     if self._log.is_over:
                         return
                     self._try(candidate)
-            moved = {name for name in self._network.space if before.get(name) != self.chosen.get(name)}
+            moved = {name for name in self._network.space if previous.get(name) != self.chosen.get(name)}
 
     def _candidates(self, names: tuple[str, ...]) -> Iterator[dict[str, Setting]]:
         """The chosen settings with each combination of values for `names`, computed lazily."""

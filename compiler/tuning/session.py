@@ -306,21 +306,21 @@ class Session:
             challenger = summed_up(chosen.best[0], compared.tuned.kernels[chosen.task.key])
             for each, outcome in ((state, default), (chosen, challenger)):
                 self._writer.append(self._record(each, outcome, compared=True, in_model=True))
-            before, after = default.seconds or 0.0, challenger.seconds or 0.0
+            default_seconds, challenger_seconds = default.seconds or 0.0, challenger.seconds or 0.0
             least = MIN_GAIN if chosen is state else MIN_GAIN_OF_ALTERNATIVES
             margin = 1 + max(least, default.spread, challenger.spread)
             known = state.proven == (chosen.task.key, challenger.config)
-            wins = after < before if known else after * margin < before
+            wins = challenger_seconds < default_seconds if known else challenger_seconds * margin < default_seconds
             lost += not wins
             state.proven = (chosen.task.key, challenger.config) if wins else None
             # Isolated times are only compared with isolated times: times in the model contribute their ratio.
-            alone = state.default_seconds or before
-            before, after = alone, alone * after / before
-            state.best = (state.task.default, before)
+            alone = state.default_seconds or default_seconds
+            default_seconds, challenger_seconds = alone, alone * challenger_seconds / default_seconds
+            state.best = (state.task.default, default_seconds)
             if wins:
-                chosen.best = (challenger.config, after)
+                chosen.best = (challenger.config, challenger_seconds)
             elif chosen is not state:
-                chosen.best = (challenger.config, max(before, after))
+                chosen.best = (challenger.config, max(default_seconds, challenger_seconds))
         return lost
 
     def keep_defaults(self) -> None:

@@ -121,11 +121,11 @@ class TaskState:
 
     def keep_default(self) -> None:
         """Keep the kernel's default, regardless of other measurements."""
-        before = self.default_seconds or self.best_seconds
-        self.best = (self.task.default, before)
+        known_seconds = self.default_seconds or self.best_seconds
+        self.best = (self.task.default, known_seconds)
         for alternative in self.alternatives:
             if alternative is not self and alternative.best is not None:
-                alternative.best = (alternative.best[0], max(before, alternative.best[1]))
+                alternative.best = (alternative.best[0], max(known_seconds, alternative.best[1]))
 
     def since_improvement(self) -> int:
         """Trials of this run since the last improvement."""
@@ -166,12 +166,12 @@ class Progress:
     @property
     def remaining(self) -> float | None:
         """Estimated seconds until the end; None if unknown."""
-        left = []
+        estimates = []
         if self.limit_seconds is not None:
-            left.append(self.limit_seconds - self.seconds)
+            estimates.append(self.limit_seconds - self.seconds)
         if self.limit_trials is not None and self.rate:
-            left.append((self.limit_trials - self.trials) / self.rate)
-        return max(0.0, min(left)) if left else None
+            estimates.append((self.limit_trials - self.trials) / self.rate)
+        return max(0.0, min(estimates)) if estimates else None
 
 
 @dataclass(frozen=True)

@@ -137,7 +137,7 @@ def tasks_of(
     calls = kernel_calls(mod)
     nbytes = weight_bytes(mod)
     extracted = Extracted()
-    found: dict[str, Task] = {}
+    tasks: dict[str, Task] = {}
     for variable, function in kernels_of(mod):
         name = str(variable.name_hint)
         kernel = Kernel.of(function)
@@ -153,14 +153,14 @@ def tasks_of(
         if not space.knobs:
             # Kernels of a rule without knobs can differ even if their workloads are equal.
             key = f"{key}#{name}"
-        if key not in found:
+        if key not in tasks:
             constants = calls.constants.get(name, set())
             task = _task(key, rule, workload, kernel, constants, nbytes, target)
-            found[key] = task
-        found[key].names.append(name)
-        found[key].nodes = tuple(dict.fromkeys((*found[key].nodes, *names_of(calls_of(name, steps)))))
-        found[key].count += calls.counts[name]
-    extracted.tasks = [task for task in found.values() if task.count]
+            tasks[key] = task
+        tasks[key].names.append(name)
+        tasks[key].nodes = tuple(dict.fromkeys((*tasks[key].nodes, *names_of(calls_of(name, steps)))))
+        tasks[key].count += calls.counts[name]
+    extracted.tasks = [task for task in tasks.values() if task.count]
     return extracted
 
 

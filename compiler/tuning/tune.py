@@ -174,12 +174,12 @@ def _pool(
     return EstimatingPool(target, measurer)
 
 
-def _seconds_of_the_end(left: float | None, compile_seconds: float, in_model: bool) -> float:
+def _seconds_of_the_end(remaining: float | None, compile_seconds: float, in_model: bool) -> float:
     """Seconds to reserve for comparing leaders, and modules: two of those are compiled, one of them twice."""
-    if left is None:
+    if remaining is None:
         return 0.0
     modules = 3 * compile_seconds + 2 * COMPARISON_SECONDS if in_model else 0.0
-    return min(_LARGEST_END * left, _LEADERS_SHARE * left + modules)
+    return min(_LARGEST_END * remaining, _LEADERS_SHARE * remaining + modules)
 
 
 def _cost_model(options: TuningOptions, target: targets.Target) -> CostModel:

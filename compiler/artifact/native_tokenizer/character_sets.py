@@ -48,15 +48,15 @@ def characters_matching(pattern: str) -> Ranges:
         regex = tokenizers.Regex(f"(?:{pattern})+")
     except Exception as error:  # the package raises plain Exception
         raise refused(f"the regular expression {pattern!r}") from error
-    kept = np.ones(LAST + 1, bool)
+    remaining = np.ones(LAST + 1, bool)
     remove = tokenizers.normalizers.Replace(regex, "").normalize_str
     for first in chunks():
         left = remove("".join(map(chr, range(first, first + CHUNK))))
-        kept[first : first + CHUNK] = False
-        kept[np.frombuffer(left.encode("utf-32-le"), np.uint32)] = True
+        remaining[first : first + CHUNK] = False
+        remaining[np.frombuffer(left.encode("utf-32-le"), np.uint32)] = True
     for first, end in _ALIKE:
-        kept[first:end] = kept[first]
-    return _ranges(~kept)
+        remaining[first:end] = remaining[first]
+    return _ranges(~remaining)
 
 
 @cache
@@ -78,27 +78,27 @@ def word_characters() -> Ranges:
     """Characters that the pre-tokenizer Whitespace treats as parts of words."""
     tokenizers = optional_module("tokenizers", "generate", "turns text into tokens")
     cutter = tokenizers.pre_tokenizers.Whitespace()
-    found = np.zeros(LAST + 1, bool)
+    is_word = np.zeros(LAST + 1, bool)
     for first in chunks():
         text = " ".join(f"a{chr(code)}" for code in range(first, first + CHUNK))
-        found[[first + begin // 3 for _, (begin, end) in cutter.pre_tokenize_str(text) if end - begin == 2]] = True
-    return _ranges(found)
+        is_word[[first + begin // 3 for _, (begin, end) in cutter.pre_tokenize_str(text) if end - begin == 2]] = True
+    return _ranges(is_word)
 
 
 def made_of(normalize: Callable[[str], str], mark: str) -> dict[int, str]:
     """Replacements by code point of a normalizer that treats each character separately, for the characters that it
     changes. `mark`: a character that the normalizer keeps, and that it does not produce from any other character."""
-    found: dict[int, str] = {}
+    expansions: dict[int, str] = {}
     for first in chunks():
         codes = [code for code in range(first, first + CHUNK) if code != ord(mark)]
         texts = normalize(mark.join(map(chr, codes))).split(mark)
         changed = {code: text for code, text in zip(codes, texts, strict=True) if text != chr(code)}
-        found |= changed
+        expansions |= changed
     for first, end in _ALIKE:
-        if first in found:
-            assert found[first] == ""
-            found |= dict.fromkeys(range(first, end), "")
-    return found
+        if first in expansions:
+            assert expansions[first] == ""
+            expansions |= dict.fromkeys(range(first, end), "")
+    return expansions
 
 
 def ranges_of(codes: Collection[int]) -> Ranges:
@@ -117,13 +117,13 @@ def chunks() -> list[int]:
 
 def _cut_off(cutter: Any, categories: str) -> Ranges:
     """The characters in some general categories that a pre-tokenizer separates from adjacent letters."""
-    found = np.zeros(LAST + 1, bool)
+    is_cut = np.zeros(LAST + 1, bool)
     for first in chunks():
         codes = [code for code in range(first, first + CHUNK) if unicodedata.category(chr(code))[0] in categories]
         places = [span for _, span in cutter.pre_tokenize_str("".join(f"a{chr(code)}" for code in codes) + "a")]
         # Separated characters are pieces at odd positions; other characters stay with the letters.
-        found[[codes[begin // 2] for begin, end in places if end - begin == 1 and begin % 2]] = True
-    return _ranges(found)
+        is_cut[[codes[begin // 2] for begin, end in places if end - begin == 1 and begin % 2]] = True
+    return _ranges(is_cut)
 
 
 def _ranges(wanted: np.ndarray[Any, np.dtype[np.bool_]]) -> Ranges:

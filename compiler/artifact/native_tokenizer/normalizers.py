@@ -244,29 +244,29 @@ def _decompositions(compatible: bool) -> dict[str, str]:
 def _combining_classes() -> dict[int, int]:
     """Combining classes other than 0, by code point."""
     normalizer = _normalizers().NFD()
-    found = {}
+    classes = {}
     for code in range(LAST + 1):
         mark = chr(code)
         number = unicodedata.combining(mark)
         # Characters unknown to the library keep their position there.
         if number == 1 or (number > 1 and normalizer.normalize_str(f"a{mark}{_LIGHTEST}")[1] == _LIGHTEST):
-            found[code] = number
-    return found
+            classes[code] = number
+    return classes
 
 
 @cache
 def _compositions() -> list[tuple[int, int, int]]:
     """Pairs of characters and their composition."""
     normalizer = _normalizers().NFC()
-    found = []
+    triples = []
     for code in range(LAST + 1):
         parts = unicodedata.decomposition(chr(code)).split()
         if len(parts) != 2 or parts[0].startswith("<"):
             continue
         first, second = (int(part, 16) for part in parts)
         if normalizer.normalize_str(chr(first) + chr(second)) == chr(code):
-            found.append((first, second, code))
-    return found
+            triples.append((first, second, code))
+    return triples
 
 
 def _normalizers() -> Any:

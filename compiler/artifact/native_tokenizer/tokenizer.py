@@ -56,35 +56,35 @@ def write_tokenizer(content: bytes, writer: Writer) -> None:
 
 def _write_added(added: Sequence[Mapping[str, Any]], tokenizer: Any, writer: Writer) -> None:
     """Append the tokens that are matched before texts are split."""
-    found = [each for each in added if each["content"]]
-    writer.number(len(found))
-    for each in found:
-        if each["single_word"]:
-            raise refused(f"the token {each['content']!r} that must be a single word")
-        matched = each["content"]
-        if each["normalized"] and tokenizer.normalizer is not None:
+    tokens = [token for token in added if token["content"]]
+    writer.number(len(tokens))
+    for token in tokens:
+        if token["single_word"]:
+            raise refused(f"the token {token['content']!r} that must be a single word")
+        matched = token["content"]
+        if token["normalized"] and tokenizer.normalizer is not None:
             matched = tokenizer.normalizer.normalize_str(matched)
-        writer.number(each["id"])
-        writer.text(tokenizer.id_to_token(each["id"]))
+        writer.number(token["id"])
+        writer.text(tokenizer.id_to_token(token["id"]))
         writer.text(matched)
         for option in ("special", "normalized", "lstrip", "rstrip"):
-            writer.number(int(each[option]))
+            writer.number(int(token[option]))
 
 
 def _around(processors: Sequence[Mapping[str, Any]]) -> tuple[list[int], list[int]]:
     """Tokens before and after the tokens of a text."""
-    before: list[int] = []
-    after: list[int] = []
+    prefix: list[int] = []
+    suffix: list[int] = []
     for part in processors:
         kind = part["type"]
         if kind in ("BertProcessing", "RobertaProcessing"):
-            before, after = [part["cls"][1], *before], [*after, part["sep"][1]]
+            prefix, suffix = [part["cls"][1], *prefix], [*suffix, part["sep"][1]]
         elif kind == "TemplateProcessing":
             first, last = _template(part)
-            before, after = [*first, *before], [*after, *last]
+            prefix, suffix = [*first, *prefix], [*suffix, *last]
         elif kind != "ByteLevel":  # which changes only offsets
             raise refused(f"the post-processor {kind}")
-    return before, after
+    return prefix, suffix
 
 
 def _template(part: Mapping[str, Any]) -> tuple[list[int], list[int]]:

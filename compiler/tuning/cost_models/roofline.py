@@ -47,11 +47,11 @@ class RandomModel:
 
 def estimate(rule: str, workload: object, config: Config, machine: Machine) -> Estimate | None:
     """The estimate for a config; None if the rule has none, or the config lacks the rule's knobs."""
-    found = next((each for each in rules() if each.name == rule), None)
-    if found is None:
+    matching = next((each for each in rules() if each.name == rule), None)
+    if matching is None:
         return None
     try:
-        return found.estimate(workload, config, machine)
+        return matching.estimate(workload, config, machine)
     except KeyError:
         return None
 

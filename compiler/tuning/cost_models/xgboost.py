@@ -117,13 +117,13 @@ class XgboostModel:
 def relative_speeds(samples: Sequence[Sample]) -> NDArray[np.float64]:
     """log2(best of the task / seconds) of each sample, between `_SLOWEST` and 0."""
     best: dict[tuple[str, str, Measure], float] = {}
-    for each in samples:
-        if each.seconds is not None:
-            key = _group(each)
-            best[key] = min(best.get(key, np.inf), each.seconds)
+    for sample in samples:
+        if sample.seconds is not None:
+            key = _group(sample)
+            best[key] = min(best.get(key, np.inf), sample.seconds)
     values = [
-        _SLOWEST if each.seconds is None else max(_SLOWEST, float(np.log2(best[_group(each)] / each.seconds)))
-        for each in samples
+        _SLOWEST if sample.seconds is None else max(_SLOWEST, float(np.log2(best[_group(sample)] / sample.seconds)))
+        for sample in samples
     ]
     return np.array(values)
 
@@ -176,13 +176,13 @@ class Featurizer:
         """The features of one config, in the order of `NAMES`."""
         subject = self._subject
         knobs = [_log(config[name]) if name in config else math.nan for name in KNOBS]
-        others = [_log(config[name]) for name in sorted(set(config) - set(KNOBS))][:_OTHER_KNOBS]
-        others += [math.nan] * (_OTHER_KNOBS - len(others))
+        other_knobs = [_log(config[name]) for name in sorted(set(config) - set(KNOBS))][:_OTHER_KNOBS]
+        other_knobs += [math.nan] * (_OTHER_KNOBS - len(other_knobs))
         start = [_log(subject.default[name]) if name in subject.default else math.nan for name in KNOBS]
         moved = [knob - from_ for knob, from_ in zip(knobs, start, strict=True)]
         found = _estimates(estimate(subject.rule, subject.workload, config, subject.machine), subject)
         better = [a - b for a, b in zip(self._default, found, strict=True)]
-        return [*knobs, *others, *moved, *self._fixed, *found, *better, *self._machine]
+        return [*knobs, *other_knobs, *moved, *self._fixed, *found, *better, *self._machine]
 
     def matrix(self, configs: list[Config]) -> NDArray[np.float32]:
         """One row per config."""

@@ -41,10 +41,10 @@ class Estimator:
             self._builder.handle(request)
             return None
         try:
-            found = self._measurer.estimate(self._candidate(request))
+            estimate = self._measurer.estimate(self._candidate(request))
         except Exception as error:  # TVM passes on any exception of its passes
             return Estimated(None, error=in_short(error))
-        return Estimated(found.cost, dict(found.parts))
+        return Estimated(estimate.cost, dict(estimate.parts))
 
     def _candidate(self, request: BuildRequest) -> Candidate:
         task = self._tasks[request.key]

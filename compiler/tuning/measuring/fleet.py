@@ -20,11 +20,11 @@ _REQUEST_SECONDS = 60.0
 def with_fleets(devices: Sequence[str]) -> tuple[str, ...]:
     """The devices to measure on: a tracker's key, however often it is named, is replaced by all servers that have it.
     Raises OptionError if a tracker has no server with a key, or does not answer."""
-    found: list[str] = []
+    expanded: list[str] = []
     for device in dict.fromkeys(devices):
         key, host, port = (None, "", 0) if device == LOCAL else parse_device(device)
-        found += [device] * (_servers(key, (host, port), device) if key else devices.count(device))
-    return tuple(found)
+        expanded += [device] * (_servers(key, (host, port), device) if key else devices.count(device))
+    return tuple(expanded)
 
 
 def _servers(key: str, tracker: tuple[str, int], device: str) -> int:

@@ -137,8 +137,8 @@ class Measurer:
                 kernel = kernels[i]
                 if isinstance(kernel, Timing):
                     continue
-                taken = take_samples(kernel, prepared.sets, request.effort)
-                samples[i] += taken if request.rounds == 1 else [typical(taken)]
+                measured = take_samples(kernel, prepared.sets, request.effort)
+                samples[i] += measured if request.rounds == 1 else [typical(measured)]
         return tuple(
             kernel if isinstance(kernel, Timing) else Timing(tuple(taken))
             for kernel, taken in zip(kernels, samples, strict=True)
@@ -150,10 +150,10 @@ class Measurer:
             return Timing((), "run-error", "there are no reference numbers")
         try:
             kernel = self._load(library)
-            found = self._outputs(prepared, kernel)
+            outputs = self._outputs(prepared, kernel)
         except Exception as error:
             return Timing((), "run-error", f"{type(error).__name__}: {error}"[-300:])
-        for actual, expected in zip(found, prepared.expected, strict=True):
+        for actual, expected in zip(outputs, prepared.expected, strict=True):
             wrong = differs(actual, expected)
             if wrong is not None:
                 return Timing((), "wrong-numbers", wrong)
@@ -173,10 +173,10 @@ def take_samples(kernel: Kernel, sets: list[tuple[Any, ...]], effort: Effort) ->
     call(*sets[0])
     first = max(clock() - start, 1e-7)
     inner = max(1, min(int(_SAMPLE_SECONDS / first), 200))
-    taken: list[tuple[float, float]] = []  # (fraction of waiting, seconds per call)
+    samples: list[tuple[float, float]] = []  # (fraction of waiting, seconds per call)
     clean: list[float] = []
     end, position = time.perf_counter() + effort.seconds, 0
-    while len(taken) < _MIN_SAMPLES or (
+    while len(samples) < _MIN_SAMPLES or (
         time.perf_counter() < end and (len(clean) < _MIN_SAMPLES or spread(clean) > _AGREEMENT)
     ):
         chosen = [sets[(position + i) % len(sets)] for i in range(inner)]
@@ -186,7 +186,7 @@ def take_samples(kernel: Kernel, sets: list[tuple[Any, ...]], effort: Effort) ->
             call(*arguments)
         elapsed = clock() - start
         share = (waiting.seconds() - waited) / elapsed
-        taken.append((share, elapsed / inner))
+        samples.append((share, elapsed / inner))
         if share <= _CLEAN:
             clean.append(elapsed / inner)
         else:
@@ -196,7 +196,7 @@ def take_samples(kernel: Kernel, sets: list[tuple[Any, ...]], effort: Effort) ->
             break
     if len(clean) >= _LOWEST:
         return clean
-    return [seconds for _, seconds in sorted(taken)[:_MIN_SAMPLES]]
+    return [seconds for _, seconds in sorted(samples)[:_MIN_SAMPLES]]
 
 
 def _nbytes(argument: Argument) -> int:

@@ -43,13 +43,13 @@ def _seconds_of_run(run: Callable[[], object], clock: Callable[[], float], secon
     run()
     run()
     gc.disable()  # a collection would distort the run in progress
-    taken: list[float] = []
+    times: list[float] = []
     end = time.perf_counter() + seconds
-    while len(taken) < _MIN_RUNS or time.perf_counter() < end:
+    while len(times) < _MIN_RUNS or time.perf_counter() < end:
         start = clock()
         run()
-        taken.append(clock() - start)
-    return median(taken)
+        times.append(clock() - start)
+    return median(times)
 
 
 if __name__ == "__main__":

@@ -140,11 +140,11 @@ def _graphics_target(target: str | targets.Target) -> CudaTarget:
 
 def _known(folder: Path, description: dict[str, Any]) -> dict[str, set[Config]]:
     """The configs of each task that were timed, or failed, on the target."""
-    own, found = fingerprint(description), dict[str, set[Config]]()
+    target_key, configs_of = fingerprint(description), dict[str, set[Config]]()
     for record in read_current(folder).records:
-        if record.target == own and record.method == "timed":
-            found.setdefault(record.task, set()).add(Config.of(record.config))
-    return found
+        if record.target == target_key and record.method == "timed":
+            configs_of.setdefault(record.task, set()).add(Config.of(record.config))
+    return configs_of
 
 
 class _Writer:
@@ -179,12 +179,12 @@ class _Writer:
         self._progress(f"{name}: {task.rule.name}, {min(most, len(configs))} candidates")
         library = self._output / "tasks" / f"{len(self.packed)}.so"
         try:
-            found = candidates(task, self._target, configs[:most])
-            built, problems = build_library(found.chosen, self._target, library)
+            selected = candidates(task, self._target, configs[:most])
+            built, problems = build_library(selected.chosen, self._target, library)
         except (ScheduleError, TargetError) as error:
             self._skipped[name] = str(error)
             return
-        failed = [*found.failed, *(config for each in problems for config in each.configs)]
+        failed = [*selected.failed, *(config for each in problems for config in each.configs)]
         self.packed.append(
             PackedTask(
                 rule=task.rule.name,
@@ -201,7 +201,7 @@ class _Writer:
             {
                 "name": f"{name} ({task.rule.name})",
                 "library": f"tasks/{library.name}",
-                "arguments": _arguments(task, found.chosen[0].function, found.workspaces),
+                "arguments": _arguments(task, selected.chosen[0].function, selected.workspaces),
                 "symbols": [symbol_of(index) for index in range(len(built))],
             }
         )
@@ -235,19 +235,19 @@ class _Writer:
 
 def _arguments(task: Task, function: PrimFunc, workspaces: int) -> list[dict[str, Any]]:
     """The parameters of a task's functions, for the plan."""
-    own = [
+    described = [
         {
-            "shape": list(each.shape),
-            "dtype": each.dtype,
-            "output": each.is_output,
-            "compared": each.is_output,
-            "tolerance": tolerance(each.dtype),
+            "shape": list(argument.shape),
+            "dtype": argument.dtype,
+            "output": argument.is_output,
+            "compared": argument.is_output,
+            "tolerance": tolerance(argument.dtype),
         }
-        for each in task.kernel.arguments
+        for argument in task.kernel.arguments
     ]
-    if len(function.params) != len(own) + workspaces:
+    if len(function.params) != len(described) + workspaces:
         raise CompilationError(f"kernel {task.names[0]!r} has other parameters when it is scheduled")
-    buffers = list(function.params)[len(own) :]
+    buffers = list(function.params)[len(described) :]
     further = [
         {
             "shape": [int(size) for size in shape_of(buffer)],
@@ -258,7 +258,7 @@ def _arguments(task: Task, function: PrimFunc, workspaces: int) -> list[dict[str
         }
         for buffer in buffers
     ]
-    return [*own, *further]
+    return [*described, *further]
 
 
 # isort: split
@@ -286,14 +286,14 @@ def build_library(
             raise _failed(error) from error
     built: list[Candidate] = []
     problems: dict[Candidate, str] = {}
-    for index, each in enumerate(chosen):
+    for index, candidate in enumerate(chosen):
         try:
-            _link([each], target, path)
-            built.append(each)
+            _link([candidate], target, path)
+            built.append(candidate)
         except Exception as error:
             if index == 0:
                 raise _failed(error) from error
-            problems[each] = _words(error)
+            problems[candidate] = _words(error)
     _link(built, target, path)
     return built, problems
 
@@ -343,13 +343,13 @@ class Candidates:
 def ranked_configs(task: Task, machine: Any, known: Collection[Config]) -> list[Config]:
     """The configs of a task worth trying: the default, then those not yet known, the most promising first according to
     the rule's own estimates, if any."""
-    others = [config for config in task.space if config != task.default]
+    alternatives = [config for config in task.space if config != task.default]
     if isinstance(task.rule, TiledMatmulRule):
-        costs = {config: task.rule.units(task.workload, config, machine) for config in (task.default, *others)}
+        costs = {config: task.rule.units(task.workload, config, machine) for config in (task.default, *alternatives)}
         least = min(costs.values())
-        others = [config for config in others if costs[config] <= _HOPELESS * least]
-        others.sort(key=costs.__getitem__)
-    return [task.default, *(config for config in others if config not in known)]
+        alternatives = [config for config in alternatives if costs[config] <= _HOPELESS * least]
+        alternatives.sort(key=costs.__getitem__)
+    return [task.default, *(config for config in alternatives if config not in known)]
 
 
 def candidates(task: Task, target: targets.Target, configs: Sequence[Config]) -> Candidates:
@@ -366,12 +366,12 @@ def candidates(task: Task, target: targets.Target, configs: Sequence[Config]) ->
                 raise
             failed[config] = str(error)
     functions, workspaces = with_equal_workspaces(list(scheduled.values()))
-    found: dict[int, tuple[list[Config], PrimFunc]] = {}
+    by_code: dict[int, tuple[list[Config], PrimFunc]] = {}
     for config, function in zip(scheduled, functions, strict=True):
         if function is None:
             failed[config] = "its buffers between launches differ from the default's"
             continue
-        configs_of_code, _ = found.setdefault(tvm_ffi.structural_hash(function), ([], function))
+        configs_of_code, _ = by_code.setdefault(tvm_ffi.structural_hash(function), ([], function))
         configs_of_code.append(config)
-    chosen = tuple(Candidate(tuple(each), function) for each, function in found.values())
+    chosen = tuple(Candidate(tuple(each), function) for each, function in by_code.values())
     return Candidates(task, chosen, workspaces, failed)

@@ -88,8 +88,8 @@ def take(results: Path, target: str | targets.Target, *, records: str | Path | N
     folder = Path(records) if records is not None else user_folder()
     with RecordWriter.in_folder(folder, description) as writer:
         earlier = {_identity(record) for record in read_current(writer.path).records}
-        made = list(_records(measured, header, writer.target))
-        fresh = [record for record in made if _identity(record) not in earlier]
+        trials = list(_records(measured, header, writer.target))
+        fresh = [record for record in trials if _identity(record) not in earlier]
         for record in fresh:
             writer.append(record)
         everything = read_current(writer.path)
@@ -97,9 +97,9 @@ def take(results: Path, target: str | targets.Target, *, records: str | Path | N
         if fresh:
             kept = _kept(header, everything.models)
             writer.append(_model_line(header, writer.target, [*kept, *choices], measured.device))
-        failed = sum(record.status != "ok" for record in made)
+        failed = sum(record.status != "ok" for record in trials)
         return Taken(
-            writer.path, measured.device, header.model_name, len(fresh), len(made) - len(fresh), failed, tuple(tasks)
+            writer.path, measured.device, header.model_name, len(fresh), len(trials) - len(fresh), failed, tuple(tasks)
         )
 
 
@@ -113,10 +113,12 @@ def _read(path: Path) -> tuple[PackResults, PackHeader]:
         raise OptionError(
             f"{path} holds no results of a pack: {error.errors()[0]['msg']}", "give the results.json that its run wrote"
         ) from error
-    for each in measured.results:
-        if not (0 <= each.task < len(header.tasks) and 0 <= each.candidate < len(header.tasks[each.task].candidates)):
+    for trial in measured.results:
+        if not (
+            0 <= trial.task < len(header.tasks) and 0 <= trial.candidate < len(header.tasks[trial.task].candidates)
+        ):
             raise OptionError(f"{path} holds a result of a candidate that the pack does not have", "run the pack again")
-        if each.status == "ok" and not (each.seconds and min(each.seconds) > 0):
+        if trial.status == "ok" and not (trial.seconds and min(trial.seconds) > 0):
             raise OptionError(f"{path} holds a result without a time", "run the pack again")
     return measured, header
 
@@ -172,14 +174,14 @@ def _chosen(header: PackHeader, records: Sequence[Record]) -> tuple[list[TakenTa
     tasks, choices = [], []
     for task in header.tasks:
         own = [each for each in records if each.task == task.key and each.method == _METHOD]
-        found = best(own, MIN_GAIN)
+        fastest = best(own, MIN_GAIN)
         ok = [each for each in own if each.is_default and each.seconds is not None]
         default = next((each for each in reversed(ok) if each.compared), ok[-1] if ok else None)
         before = default.seconds if default is not None else None
-        after = found.seconds if found is not None else None
-        config = dict(found.config) if found is not None else dict(task.default)
+        after = fastest.seconds if fastest is not None else None
+        config = dict(fastest.config) if fastest is not None else dict(task.default)
         tasks.append(TakenTask(task.name, task.rule, task.count, before, after, config))
-        if found is not None and before is not None and Config.of(config) != Config.of(task.default):
+        if fastest is not None and before is not None and Config.of(config) != Config.of(task.default):
             choices.append(ChosenKernel(task=task.key, config=config, default=task.default))
     return tasks, choices
 

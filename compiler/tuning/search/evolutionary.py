@@ -89,14 +89,14 @@ class RandomSearch:
         if listed is not None:
             fresh = [config for config in listed if config not in state.results]
             return self._random.sample(fresh, min(count, len(fresh)))
-        found: dict[Config, None] = {}
+        proposals: dict[Config, None] = {}
         for _ in range(count * 4):
             config = random_config(state.task.space, self._random)
             if config is not None and config not in state.results:
-                found[config] = None
-            if len(found) == count:
+                proposals[config] = None
+            if len(proposals) == count:
                 break
-        return list(found)
+        return list(proposals)
 
 
 # Points of a config space: random ones, and neighbors of other points.
