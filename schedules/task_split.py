@@ -270,7 +270,7 @@ def _best(
     """The best split among the rows of `sizes` (steps of a part); `task`: cycles to start a task."""
     orders = orders or [tuple(axis.name for axis in axes)]
 
-    def on(threads: int, order: tuple[str, ...], rows: NDArray[np.int64]) -> Vector:
+    def on(threads: int | NDArray[np.int64], order: tuple[str, ...], rows: NDArray[np.int64]) -> Vector:
         times = _cycles(axes, works, rows, machine, threads, task, order)
         return np.where(_is_halved(axes, rows, order), times, np.inf)
 
@@ -284,8 +284,9 @@ def _best(
         others = np.zeros(len(choices))
         for number in set(choices[:, 0].tolist()) if len(choices) > 1 else ():
             of_order = choices[:, 0] == number
-            near = sizes[choices[of_order, 1]]
-            others[of_order] = np.mean([np.log(on(threads, orders[number], near)) for threads in _THREADS], axis=0)
+            near = np.tile(sizes[choices[of_order, 1]], (len(_THREADS), 1))
+            times_of_near = on(np.repeat(_THREADS, of_order.sum()), orders[number], near)
+            others[of_order] = np.log(times_of_near).reshape(len(_THREADS), -1).mean(axis=0)
         choices = choices[others.argmin() :]
     else:
         few, choices = alone, np.argwhere(alone == alone.min())
@@ -341,11 +342,13 @@ def _cycles(
     works: Sequence[Work],
     sizes: NDArray[np.int64],
     machine: Machine,
-    threads: int,
+    threads: int | NDArray[np.int64],
     task: float = TASK_CYCLES,
     order: Sequence[str] = (),
 ) -> Vector:
-    """Estimated time of each split: that of the thread with the most tasks, and of starting and joining."""
+    """Estimated time of each split: that of the thread with the most tasks, and of starting and joining. `threads`: one
+    number, or one above 1 for each split."""
+    alone = isinstance(threads, int) and threads == 1
     parts = {axis.name: -(-axis.extent // sizes[:, i]) for i, axis in enumerate(axes)}
     numbers = {axis.name: i for i, axis in enumerate(axes)}
     loops = _loops(order or list(numbers), parts)
@@ -371,10 +374,10 @@ def _cycles(
             moved = moved + work.bytes * (far + (reads - first) * share / rate)
         else:
             moved = moved + reads * work.bytes * share / rate
-        if work.passed and threads > 1:
+        if work.passed and not alone:
             moved = moved + work.passed * _foreign(loops, work, own) / OTHER_CORES_RATE
     time = np.maximum(cycles, moved) + EXPOSED * np.minimum(cycles, moved)
-    if threads == 1:
+    if alone:
         return time + sum(axis.join * (parts[axis.name] - 1) for axis in axes)
     start = START_CYCLES + START_CYCLES_OF_THREAD * np.minimum(tasks, threads)
     time = time + start
