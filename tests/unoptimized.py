@@ -25,8 +25,12 @@ def unoptimized_machine(mod: tvm.IRModule, *, own_processor: bool = False, **pip
     options: dict[str, Any] = {"kind": "llvm", "opt-level": 0}
     if own_processor:
         options["mcpu"] = tvm.target.codegen.llvm_get_system_cpu()
-    executable = relax.build(mod, tvm.target.Target(options), **pipelines)
+    return relax.VirtualMachine(loaded(relax.build(mod, tvm.target.Target(options), **pipelines)), tvm.cpu())
+
+
+def loaded(executable: Any) -> tvm.runtime.Module:
+    """A built module or executable, written to a shared library and loaded from it."""
     with tempfile.TemporaryDirectory(prefix="tensorwright-test-") as folder:
         path = Path(folder) / "model.so"
         targets.get("host").export_library(executable, path)
-        return relax.VirtualMachine(tvm.runtime.load_module(str(path)), tvm.cpu())
+        return tvm.runtime.load_module(str(path))

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 import schedules.ir.tir  # noqa: F401
-from compiler.codegen.kernel_lowering import PIPELINE
 from schedules import Machine
 from schedules.selection.apply import apply_schedules
+from tests.schedules.harness import built
 
 import tvm  # isort: skip
 from tvm import te  # isort: skip
@@ -27,10 +27,19 @@ MACHINES = {"avx512": AVX512, "avx2": AVX2, "neon": NEON}
 _GUARD = 4096  # elements around an output
 
 
-@cache
 def host() -> Any:
     """The processor of this machine; it runs what any of the descriptions asks for, if not as fast."""
-    return tvm.target.Target({"kind": "llvm", "mcpu": tvm.target.codegen.llvm_get_system_cpu()})
+    return tvm.target.Target(_host())
+
+
+@cache
+def _host() -> dict[str, Any]:
+    return {"kind": "llvm", "mcpu": tvm.target.codegen.llvm_get_system_cpu()}
+
+
+def compiled(mod: Any) -> Any:
+    """Kernels compiled for this machine."""
+    return built(tvm.compile, mod, _host())
 
 
 def blocks(channels: int, lanes: int) -> int:
@@ -70,7 +79,7 @@ def run_scheduled(
     scheduled, report = apply_schedules(tvm.IRModule({"main": function}), machine)
     assert not report.failures, report.failures
     assert [kernel.rule for kernel in report.kernels] == [rule]
-    module = tvm.compile(scheduled, target=host(), tir_pipeline=PIPELINE)
+    module = compiled(scheduled)
     size = int(np.prod(shape))
     room = tvm.runtime.tensor(np.full(_GUARD + size + _GUARD, 7, dtype="float32"))
     before, output, behind = np.split(np.from_dlpack(room), [_GUARD, _GUARD + size])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -15,6 +16,8 @@ from compiler.codegen.kernel_lowering import PIPELINE
 from schedules.ir.tir import tvm
 from schedules.selection.apply import ScheduleReport, apply_schedules
 from targets.target import Target
+from tests.conftest import OPTIMIZE
+from tests.unoptimized import loaded
 
 Array = NDArray[Any]
 Build = Callable[..., Any]
@@ -69,14 +72,22 @@ def scheduled(build: Build, inputs: Sequence[tuple[Sequence[Any], str]], target:
     return mod, report
 
 
-def executable(mod: Any, target: str) -> Any:
-    """Build a module for a target, its kernels lowered as the compiler lowers them."""
-    return relax.build(mod, target=target_of(target).tvm_target(), tir_pipeline=PIPELINE)
+def built(build: Callable[..., Any], mod: Any, options: Mapping[str, Any]) -> Any:
+    """Build a module by `relax.build` or `tvm.compile`, its kernels lowered as the compiler lowers them; without LLVM's
+    optimizations, which take most of the time, unless all tests have them."""
+    if os.environ.get(OPTIMIZE):
+        return build(mod, target=tvm.target.Target(dict(options)), tir_pipeline=PIPELINE)
+    return loaded(build(mod, target=tvm.target.Target({**options, "opt-level": 0}), tir_pipeline=PIPELINE))
+
+
+def virtual_machine(mod: Any, target: str) -> relax.VirtualMachine:
+    """Build a module for a target."""
+    return relax.VirtualMachine(built(relax.build, mod, target_of(target).tvm_options()), tvm.cpu())
 
 
 def run(mod: Any, target: str, arrays: Sequence[Array]) -> Array:
     """Run the module's main."""
-    machine = relax.VirtualMachine(executable(mod, target), tvm.cpu())
+    machine = virtual_machine(mod, target)
     result = machine["main"](*[tvm.runtime.tensor(array) for array in arrays])
     return np.asarray(result.numpy())
 

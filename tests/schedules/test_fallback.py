@@ -17,7 +17,7 @@ from schedules.ir.stages import Kernel
 from schedules.ir.tir import structural_walk, tirx, tvm
 from schedules.machine import Machine
 from schedules.selection.apply import apply_schedules
-from tests.schedules.harness import evaluate, executable, normal, run, runnable, scheduled, target_of
+from tests.schedules.harness import evaluate, normal, run, runnable, scheduled, target_of, virtual_machine
 
 op = relax.op
 SIZES = st.sampled_from([1, 2, 3, 7, 8, 15, 16, 17, 33, 61])
@@ -199,7 +199,7 @@ def test_symbolic_shapes(target: str) -> None:
         return builder.emit(op.nn.rms_norm(soft, g, axes=[-1]))
 
     mod, _ = scheduled(build, [((2, n, m), "float32"), ((m,), "float32")], target)
-    machine = relax.VirtualMachine(executable(mod, target), tvm.cpu())
+    machine = virtual_machine(mod, target)
     for rows, columns in ((1, 1), (5, 7), (3, 64), (2, 131), (0, 3)):
         x, gamma = normal((2, rows, columns)), normal((columns,), 1)
         static = evaluate(build, [x, gamma], target) if rows else np.zeros((2, 0, columns), "float32")

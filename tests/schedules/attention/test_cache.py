@@ -8,13 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tvm import relax
 
 from schedules.attention.cache.call import AttentionOptions, cached_attention
 from schedules.ir.stages import shape_of
 from schedules.ir.tir import structural_walk, tirx, tvm
 from tests.schedules.attention.cached import Case
-from tests.schedules.harness import AVX2, executable, lowered, runnable, scheduled, target_of
+from tests.schedules.harness import AVX2, lowered, runnable, scheduled, target_of, virtual_machine
 
 TILES = "sapphire-rapids-simulated"
 
@@ -54,7 +53,7 @@ def close(result: Any, case: Case, arrays: Any) -> None:
 
 
 def run(mod: Any, target: str, arrays: Any) -> Any:
-    machine = relax.VirtualMachine(executable(mod, target), tvm.cpu())
+    machine = virtual_machine(mod, target)
     return machine["main"](*[tvm.runtime.tensor(each) for each in arrays.values()]).numpy()
 
 
@@ -121,7 +120,7 @@ def test_any_number_of_queries() -> None:
         ((6,), "float32"),
     ]
     mod, _ = scheduled(shape.build(), inputs, BEST)
-    machine = relax.VirtualMachine(executable(mod, BEST), tvm.cpu())
+    machine = virtual_machine(mod, BEST)
     for count, room, position in ((1, 9, (0,)), (1, 600, (599,)), (4, 300, (3, 290)), (70, 400, (0, 300, 17))):
         case = replace(shape, queries=count, capacity=room, position=position, batch=len(position))
         arrays = case.arrays()
@@ -188,7 +187,7 @@ def test_parts_of_rows_are_joined_alike_by_one_task_and_by_several() -> None:
         options = AttentionOptions(sinks=sinks, sequences=sequences)
         return builder.emit(cached_attention(builder, query, key, value, options))
 
-    machine = relax.VirtualMachine(executable(scheduled(make, inputs, BEST)[0], BEST), tvm.cpu())
+    machine = virtual_machine(scheduled(make, inputs, BEST)[0], BEST)
 
     def attended(query: Any, sequences: Any) -> Any:
         given = [np.ascontiguousarray(query), arrays["key"], arrays["value"], arrays["sinks"], sequences]

@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tvm import relax
 
 from schedules.attention.compute import Orders, attention
 from schedules.ir.tir import tirx, tvm
-from tests.schedules.harness import Array, Build, evaluate, executable, normal, runnable, scheduled
+from tests.schedules.harness import Array, Build, evaluate, normal, runnable, scheduled, virtual_machine
 
 EXTENTS = st.sampled_from([1, 2, 7, 16, 19, 33, 40])
 SCALE = 0.25
@@ -87,7 +86,7 @@ def test_symbolic_sequences(target: str) -> None:
     shapes = [((1, 2, n, 16), "float32"), ((1, 2, 16, m), "float32"), ((1, 2, m, 16), "float32")]
     mod, report = scheduled(build(False), shapes, target)
     assert report.kernels[0].rule == "attention"
-    machine = relax.VirtualMachine(executable(mod, target), tvm.cpu())
+    machine = virtual_machine(mod, target)
     for queries, keys in ((1, 1), (8, 32), (13, 50), (40, 17)):
         operands = [normal((1, 2, queries, 16)), normal((1, 2, 16, keys), 1), normal((1, 2, keys, 16), 2)]
         result = machine["main"](*[tvm.runtime.tensor(each) for each in operands]).numpy()

@@ -162,14 +162,14 @@ def test_every_config_of_a_small_space_is_right() -> None:
 def _run_config(work: ConvWorkload, rule: ConvDirect, config: Any, values: Any, filters: Any) -> Any:
     from schedules.ir.stages import Kernel
     from schedules.selection.apply import apply_rule
-    from tests.schedules.blocked import host
+    from tests.schedules.blocked import compiled
 
     data = te.placeholder((1, 1, 4, 5, 16), name="data")
     weight = te.placeholder((3, 1, 2, 3, 16, 16), name="weight")
     conv = conv_compute.conv_direct(data, weight, work)
     function = te.create_prim_func([data, weight, conv]).with_attr("global_symbol", "main")
     kernel = Kernel.of(function)
-    module = tvm.compile(tvm.IRModule({"main": apply_rule(rule, kernel, work, config, AVX512)}), target=host())
+    module = compiled(tvm.IRModule({"main": apply_rule(rule, kernel, work, config, AVX512)}))
     output = tvm.runtime.tensor(np.zeros(shape_of(conv), dtype="float32"))
     module["main"](tvm.runtime.tensor(pack(values, 16)), tvm.runtime.tensor(pack_filter(filters, 16, 16)), output)
     return output.numpy()

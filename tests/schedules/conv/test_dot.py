@@ -10,14 +10,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from compiler.codegen.kernel_lowering import PIPELINE
 from schedules import Machine
 from schedules.conv.dot import conv_dot
 from schedules.conv.workload import DotWorkload
 from schedules.instructions.dot_products.table import partial_operation
 from schedules.instructions.rounding import bfloat16_bits
 from schedules.selection.apply import apply_schedules
-from tests.schedules.blocked import AVX2, AVX512, Array, blocks, host, reference_conv, shape_of, unpack
+from tests.schedules.blocked import AVX2, AVX512, Array, blocks, compiled, host, reference_conv, shape_of, unpack
 from tests.schedules.conv.test_direct import _COMMON, convolutions
 
 import tvm  # isort: skip
@@ -93,7 +92,7 @@ def run_kernel(tensors: list[Any], arrays: list[Array], machine: Machine, rule: 
     scheduled, report = apply_schedules(tvm.IRModule({"main": function}), machine)
     assert not report.failures, report.failures
     assert [kernel.rule for kernel in report.kernels] == [rule]
-    module = tvm.compile(scheduled, target=host(), tir_pipeline=PIPELINE)
+    module = compiled(scheduled)
     output = tvm.runtime.tensor(np.full(shape_of(tensors[-1]), 7, str(tensors[-1].dtype)))
     module["main"](*(tvm.runtime.tensor(each) for each in arrays), output)
     return output.numpy()

@@ -9,7 +9,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from compiler.codegen.kernel_lowering import PIPELINE
 from schedules import Machine
 from schedules.conv.winograd import (
     WinogradInteger,
@@ -19,7 +18,7 @@ from schedules.conv.winograd import (
 )
 from schedules.conv.workload import DotWorkload, IntegerWinogradWorkload
 from schedules.selection.apply import apply_schedules
-from tests.schedules.blocked import AVX2, AVX512, Array, blocks, host, unpack
+from tests.schedules.blocked import AVX2, AVX512, Array, blocks, compiled, unpack
 from tests.schedules.conv.test_dot import _HOST, pack
 
 import tvm  # isort: skip
@@ -60,7 +59,7 @@ def _run(work: DotWorkload, values: Array, filters: Array, machine: Machine) -> 
     scheduled, report = apply_schedules(module, machine)
     assert not report.failures, report.failures
     assert [kernel.rule for kernel in report.kernels] == ["conv-winograd-integer"]
-    built = tvm.compile(scheduled, target=host(), tir_pipeline=PIPELINE)
+    built = compiled(scheduled)
     shape = (work.batch, work.out_blocks, *work.out_spatial, lanes)
     output = tvm.runtime.tensor(np.full(shape, 7, "int32"))
     built["main"](tvm.runtime.tensor(pack(values, lanes)), tvm.runtime.tensor(packed), output)

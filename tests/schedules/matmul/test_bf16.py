@@ -16,7 +16,16 @@ from schedules.instructions.dot_products.operation import DOT_BF16
 from schedules.ir.tir import tirx, tvm
 from schedules.matmul.packed_operand import pack_words
 from schedules.matmul.words import matmul_words
-from tests.schedules.harness import Array, assembly, executable, normal, presets_with, runnable, scheduled, target_of
+from tests.schedules.harness import (
+    Array,
+    assembly,
+    normal,
+    presets_with,
+    runnable,
+    scheduled,
+    target_of,
+    virtual_machine,
+)
 
 DOTS = presets_with("avx512bf16")[:1]
 TARGETS = [*runnable(), *DOTS]
@@ -46,7 +55,7 @@ def rounded(array: Array) -> Array:
 
 
 def run(mod: Any, target: str, data: Array) -> Array:
-    machine = relax.VirtualMachine(executable(mod, target), tvm.cpu())
+    machine = virtual_machine(mod, target)
     return np.asarray(machine["main"](tvm.runtime.tensor(data)).numpy())
 
 

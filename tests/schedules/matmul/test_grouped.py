@@ -13,7 +13,7 @@ from tvm import relax
 from schedules.ir.tir import tirx, tvm
 from schedules.matmul.grouped import matmul_grouped, pack_words, panel_width
 from schedules.matmul.packed_operand import pack_panels
-from tests.schedules.harness import AVX512, Array, assembly, executable, normal, runnable, scheduled, target_of
+from tests.schedules.harness import AVX512, Array, assembly, normal, runnable, scheduled, target_of, virtual_machine
 
 EXTENTS = st.sampled_from([1, 2, 7, 16, 33, 64, 70, 132])
 LIMITS = {4: (-8, 8), 8: (-128, 128)}
@@ -64,7 +64,7 @@ class Weight:
 def check(weight: Weight, data: Array, target: str, shape: tuple[Any, ...] | None = None) -> None:
     mod, report = scheduled(weight.product(target), [(shape or data.shape, "float32")], target)
     assert report.by_rule().get("matmul-grouped"), report
-    machine = relax.VirtualMachine(executable(mod, target), tvm.cpu())
+    machine = virtual_machine(mod, target)
     got = machine["main"](tvm.runtime.tensor(data)).numpy()
     wide = weight.wide()
     bound = 1e-6 * (np.abs(data.astype(np.float64)) @ np.abs(wide) + 1)

@@ -15,7 +15,7 @@ from schedules.instructions.dot_products.operation import DOT_U8S8
 from schedules.ir.tir import tirx, tvm
 from schedules.matmul.packed_operand import pack_words
 from schedules.matmul.words import matmul_words
-from tests.schedules.harness import Array, assembly, executable, presets_with, runnable, scheduled
+from tests.schedules.harness import Array, assembly, presets_with, runnable, scheduled, virtual_machine
 from tests.schedules.matmul.test_bf16 import width_of
 
 WIDE, NARROW = presets_with("avx512vnni")[:1], presets_with("avxvnni")[:1]
@@ -55,7 +55,7 @@ def expected(data: Array, weight: Array) -> Array:
 
 
 def run(mod: Any, target: str, data: Array) -> Array:
-    machine = relax.VirtualMachine(executable(mod, target), tvm.cpu())
+    machine = virtual_machine(mod, target)
     return np.asarray(machine["main"](tvm.runtime.tensor(data)).numpy())
 
 

@@ -12,7 +12,7 @@ from tvm import relax
 from compiler.passes.rewriting.block_weights import BlockWeight, block_product, gated_product, gates
 from schedules.codegen.nest import CHUNKED
 from schedules.ir.tir import structural_walk, tirx, tvm
-from tests.schedules.harness import Array, executable, normal, runnable, scheduled
+from tests.schedules.harness import Array, normal, runnable, scheduled, virtual_machine
 
 
 def rounded(array: Array) -> Array:
@@ -20,7 +20,7 @@ def rounded(array: Array) -> Array:
 
 
 def run(mod: Any, target: str, data: Array) -> Array:
-    machine = relax.VirtualMachine(executable(mod, target), tvm.cpu())
+    machine = virtual_machine(mod, target)
     return np.asarray(machine["main"](tvm.runtime.tensor(data)).numpy())
 
 

@@ -23,13 +23,13 @@ from tests.schedules.harness import (
     Array,
     assembly,
     evaluate,
-    executable,
     lowered,
     normal,
     run,
     runnable,
     scheduled,
     target_of,
+    virtual_machine,
 )
 
 op = relax.op
@@ -101,7 +101,7 @@ def test_symbolic_extents(target: str) -> None:
     rows, columns, depth = (tirx.Var(name, "int64") for name in ("rows", "columns", "depth"))
     mod, report = scheduled(product, [((rows, depth), "float32"), ((depth, columns), "float32")], target)
     assert report.by_rule().get("matmul"), report
-    machine = relax.VirtualMachine(executable(mod, target), tvm.cpu())
+    machine = virtual_machine(mod, target)
     for shape in ((1, 1, 1), (7, 5, 9), (29, 67, 33), (130, 131, 8), (0, 4, 4)):
         a, b = normal((shape[0], shape[2])), normal((shape[2], shape[1]), 1)
         result = machine["main"](tvm.runtime.tensor(a), tvm.runtime.tensor(b)).numpy()

@@ -25,7 +25,7 @@ from schedules.matmul.sparse import (
     share_that_pays,
     sparse_form,
 )
-from tests.schedules.harness import AVX512, Array, assembly, executable, normal, runnable, scheduled, target_of
+from tests.schedules.harness import AVX512, Array, assembly, normal, runnable, scheduled, target_of, virtual_machine
 
 EXTENTS = st.sampled_from([1, 2, 7, 16, 33, 64, 70, 132])
 
@@ -74,7 +74,7 @@ def of_groups(weight: Array, groups: Groups, target: str) -> Callable[[Any, Any]
 def check(build: Any, weight: Array, data: Array, target: str, rule: str, shape: tuple[Any, ...] | None = None) -> None:
     mod, report = scheduled(build, [(shape or data.shape, "float32")], target)
     assert report.by_rule().get(rule), report
-    machine = relax.VirtualMachine(executable(mod, target), tvm.cpu())
+    machine = virtual_machine(mod, target)
     got = machine["main"](tvm.runtime.tensor(data)).numpy()
     wide = weight.astype(np.float64)
     bound = 1e-6 * (np.abs(data.astype(np.float64)) @ np.abs(wide) + 1)

@@ -13,7 +13,7 @@ from tvm import relax, te
 from schedules.ir.stages import Kernel, kernels_of
 from schedules.ir.tir import tirx, tvm
 from schedules.stages.lanes import interleave, interleaved_count
-from tests.schedules.harness import AVX512, Build, evaluate, executable, lowered, normal, runnable, scheduled
+from tests.schedules.harness import AVX512, Build, evaluate, lowered, normal, runnable, scheduled, virtual_machine
 
 op = relax.op
 SIZES = st.sampled_from([1, 2, 3, 5, 16, 17, 33, 50])
@@ -98,7 +98,7 @@ def test_neighbours_turned_like_complex_numbers(target: str, rows: int, columns:
 def test_sizes_known_at_run_time(target: str) -> None:
     n = tirx.Var("n", "int64")
     mod, _ = scheduled(permuted([1, 0]), [((3, n), "float32")], target)
-    machine = relax.VirtualMachine(executable(mod, target), tvm.cpu())
+    machine = virtual_machine(mod, target)
     for size in (1, 15, 16, 50):
         x = normal((3, size))
         np.testing.assert_array_equal(machine["main"](tvm.runtime.tensor(x)).numpy(), x.T)

@@ -12,7 +12,7 @@ from compiler.passes.rewriting.block_weights import BlockWeight, block_product
 from schedules.instructions.unpack_bits import TABLES
 from schedules.ir.tir import tirx, tvm
 from schedules.matmul.blocks.expressions import BlockFormat
-from tests.schedules.harness import AVX2, AVX512, Array, executable, normal, run, runnable, scheduled, target_of
+from tests.schedules.harness import AVX2, AVX512, Array, normal, run, runnable, scheduled, target_of, virtual_machine
 
 TILES = "sapphire-rapids-simulated"
 GROUP_TYPES = {"scale": np.float16, "minimum": np.float16, "scale_integers": np.int8, "minimum_integers": np.uint8}
@@ -78,7 +78,7 @@ def check(
     mod, report = scheduled(product(weight, activations), [(shape, "float32")], target)
     assert report.by_rule().get("block-matmul"), report
     assert activations != "int8" or report.by_rule().get("block-round"), report
-    machine = relax.VirtualMachine(executable(mod, target), tvm.cpu())
+    machine = virtual_machine(mod, target)
     for count in rows:
         data = normal((count, weight.depth), seed=count)
         seen = rounded(data, weight.layout.unit) if activations == "int8" else data.astype(np.float64)
