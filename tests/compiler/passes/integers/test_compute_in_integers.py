@@ -25,6 +25,7 @@ from compiler.passes.registry import get_pass
 import tvm  # isort: skip
 from tvm import relax  # isort: skip
 from tests.compiler.frontends.onnx.operators.onnxruntime_check import precise_session
+from tests.unoptimized import loaded
 
 Array = NDArray[Any]
 
@@ -106,7 +107,7 @@ def compiled(model: onnx.ModelProto) -> tuple[Any, Any]:
     context = PipelineContext(target=target, machine=target.machine)
     result = run_pipeline(imported.mod, context)
     executable = relax.build(result.mod, target=target.tvm_target(), relax_pipeline=None, tir_pipeline=PIPELINE)
-    machine = relax.VirtualMachine(executable, tvm.cpu())
+    machine = relax.VirtualMachine(loaded(executable), tvm.cpu())
     weights = [tvm.runtime.tensor(np.ascontiguousarray(value)) for value in result.parameters.values()]
     return planned, lambda x: machine["main"](tvm.runtime.tensor(x), *weights)[0].numpy()
 
