@@ -158,13 +158,13 @@ def with_state(
             named = dict(zip(operands, ins, strict=False))
             return sequence(_copy(ins[-1], outs[1]), body(Buffers(named, starts, *outs)))
 
-        found = te.extern(shapes, list(tensors), generate, name, ["float32"] * 2, out_buffers=outputs)
-        return list(found)
+        result = te.extern(shapes, list(tensors), generate, name, ["float32"] * 2, out_buffers=outputs)
+        return list(result)
 
     attrs = {"op_pattern": OPAQUE, UPDATES: len(operands)}
     call = builder.call_te(compute, *operands.values(), state, primfunc_name_hint=name, primfunc_attrs=attrs)
-    found = builder.emit(call)
-    return builder.emit(relax.TupleGetItem(found, 0)), builder.emit(relax.TupleGetItem(found, 1))
+    result = builder.emit(call)
+    return builder.emit(relax.TupleGetItem(result, 0)), builder.emit(relax.TupleGetItem(result, 1))
 
 
 def _copy(source: Buffer, target: Buffer) -> Stmt:
@@ -232,13 +232,13 @@ class Convolution:
 def causal_convolution(builder: BlockBuilder, given: Convolution) -> tuple[Expr, Expr]:
     """Emit the convolution: the result (n, channels) and the next window."""
     columns = {"x": given.x, "factor": given.factor, "gate": given.gate}
-    others = {"weight": given.weight, "bias": given.bias, "sequences": given.sequences}
+    inputs = {"weight": given.weight, "bias": given.bias, "sequences": given.sequences}
     taps, channels = (int(each) for each in given.weight.ty.shape.values)
 
     def body(buffers: Buffers) -> Stmt:
         return ConvolutionLoops(buffers, taps, activated=given.activated).code(channels)
 
-    return with_state(builder, "causal_convolution", columns, others, given.window, channels, body)
+    return with_state(builder, "causal_convolution", columns, inputs, given.window, channels, body)
 
 
 class ConvolutionLoops:
@@ -261,28 +261,28 @@ class ConvolutionLoops:
         return parallel("channels", channels // width, task)
 
     def _sequence(self, rows: Rows, start: Expr, width: int, starts: list[Expr]) -> Stmt:
-        before = self._taps - 1
-        head = tirx.min(rows.count, expression(before))
+        history = self._taps - 1
+        head = tirx.min(rows.count, expression(history))
 
         def early(row: Expr) -> Stmt:
             return sequence([self._row(rows, expression(row), at, reads_window=True) for at in starts])
 
         def late(row: Expr) -> Stmt:
-            position = expression(row) + before
+            position = expression(row) + history
             return sequence([self._row(rows, position, at, reads_window=False) for at in starts])
 
         return sequence(
-            cleared(self._window, [*rows.slot, start], (before, width), rows.begins) if before else None,
-            repeat("row", head, early) if before else None,
+            cleared(self._window, [*rows.slot, start], (history, width), rows.begins) if history else None,
+            repeat("row", head, early) if history else None,
             repeat("row", rows.count - head, late),
             [self._follow(rows, at) for at in starts],
         )
 
     def _row(self, rows: Rows, row: Expr, at: Expr, *, reads_window: bool) -> Stmt:
         """One vector of one row of the result."""
-        (total,), made = allocate_tile("total", (1, self._lanes), "float32")
+        (total,), allocations = allocate_tile("total", (1, self._lanes), "float32")
         where = lanes_of(0, self._lanes)
-        steps = [*made, store(total, load(self._buffers.named["bias"], lanes_of(at, self._lanes)), where)]
+        steps = [*allocations, store(total, load(self._buffers.named["bias"], lanes_of(at, self._lanes)), where)]
         for tap in range(self._taps):
             position = row + (tap - self._taps + 1)
             weight = load(self._buffers.named["weight"], tap, lanes_of(at, self._lanes))
@@ -296,22 +296,22 @@ class ConvolutionLoops:
                 steps.append(tirx.IfThenElse(position < 0, old, new))
             else:
                 steps.append(new)
-        found = load(total, where)
-        found = silu(found, self._lanes) if self._activated else found
+        result = load(total, where)
+        result = silu(result, self._lanes) if self._activated else result
         if "gate" in self._buffers.starts:
-            found = found * self._buffers.column("gate", rows.first + row, at, self._lanes)
-        return sequence(*steps, store(self._buffers.result, found, rows.first + row, lanes_of(at, self._lanes)))
+            result = result * self._buffers.column("gate", rows.first + row, at, self._lanes)
+        return sequence(*steps, store(self._buffers.result, result, rows.first + row, lanes_of(at, self._lanes)))
 
     def _follow(self, rows: Rows, at: Expr) -> Stmt:
         """The last rows of the window and the sequence together."""
-        before = self._taps - 1
+        history = self._taps - 1
         steps = []
-        for row in range(before):
+        for row in range(history):
             source = rows.count + row
             where = (*rows.slot, row, lanes_of(at, self._lanes))
             shifted = store(self._window, load(self._window, *rows.slot, source, lanes_of(at, self._lanes)), *where)
-            new = store(self._window, self._value(rows.first + source - before, at), *where)
-            steps.append(tirx.IfThenElse(source < before, shifted, new))
+            new = store(self._window, self._value(rows.first + source - history, at), *where)
+            steps.append(tirx.IfThenElse(source < history, shifted, new))
         return sequence(*steps)
 
     def _value(self, row: Expr, at: Expr) -> Expr:
@@ -365,13 +365,13 @@ def gated_delta_rule(builder: BlockBuilder, given: DeltaRule) -> tuple[Expr, Exp
     Emits them, and returns the result (n, heads * value size) and the next state.
     """
     columns = {each: getattr(given, each) for each in ("query", "key", "value", "step", "rate")}
-    others = {"decay": given.decay, "bias": given.bias, "sequences": given.sequences}
+    inputs = {"decay": given.decay, "bias": given.bias, "sequences": given.sequences}
     heads, _, size = (int(each) for each in given.state.ty.shape.values[-3:])
 
     def body(buffers: Buffers) -> Stmt:
         return MatrixLoops(_GatedDelta(given, buffers), buffers, task_width(size)).code()
 
-    return with_state(builder, "gated_delta_rule", columns, others, given.state, heads * size, body)
+    return with_state(builder, "gated_delta_rule", columns, inputs, given.state, heads * size, body)
 
 
 class MatrixRule(Protocol):
@@ -433,11 +433,11 @@ class MatrixLoops:
             )  # fmt: skip
 
         def updated(index: Expr) -> Stmt:
-            _, kept, write, query = (broadcast(each, self._lanes) for each in self._rule.factors(index))
+            _, decay, write, query = (broadcast(each, self._lanes) for each in self._rule.factors(index))
             steps = []
             for at in vectors:
                 where = state(index, at)
-                new = load(self._state, *where) * kept + load(deltas, at, every) * write
+                new = load(self._state, *where) * decay + load(deltas, at, every) * write
                 inserted = self._rule.inserted(index, at)
                 steps.append(store(self._state, new if inserted is None else new + inserted, *where))
                 steps.append(store(sums, load(sums, at, every) + load(self._state, *where) * query, at, every))
@@ -455,9 +455,9 @@ class MatrixLoops:
                 self._rule.results(sums, place),
             )
 
-        made = [sums_made, deltas_made, self._rule.allocations(self._lanes, self._vectors)]
+        allocations = [sums_made, deltas_made, self._rule.allocations(self._lanes, self._vectors)]
         begin = cleared(self._state, [*rows.slot, head, first], (self._keys, self._width), rows.begins)
-        return sequence(*made, begin, repeat("row", rows.count, row))
+        return sequence(*allocations, begin, repeat("row", rows.count, row))
 
 
 class _GatedDelta:
@@ -472,9 +472,9 @@ class _GatedDelta:
         """See `MatrixRule`."""
         self._lanes, self._vectors = lanes, vectors
         sizes = {"key": self._keys, "query": self._keys, "kept": self._keys if self._by_row else 1, "scalars": 2}
-        made = {name: allocate(name, (size,), "float32", "local") for name, size in sizes.items()}
-        self._local = {name: buffer for name, (buffer, _) in made.items()}
-        return [allocation for _, allocation in made.values()]
+        allocated = {name: allocate(name, (size,), "float32", "local") for name, size in sizes.items()}
+        self._local = {name: buffer for name, (buffer, _) in allocated.items()}
+        return [allocation for _, allocation in allocated.values()]
 
     def prepared(self, row: Expr, head: Expr) -> list[Stmt]:
         """See `MatrixRule`."""
@@ -563,10 +563,10 @@ def decayed_maximum(
         def row(rows: Rows, position: Expr) -> Stmt:
             def column(at: Expr) -> Stmt:
                 where = (*rows.slot, at)
-                kept = tirx.max(
+                maximum = tirx.max(
                     load(state, *where) + load(named["logs"], position, at), load(named["values"], position, at)
                 )
-                return sequence(store(state, kept, *where), store(buffers.result, load(state, *where), position, at))
+                return sequence(store(state, maximum, *where), store(buffers.result, load(state, *where), position, at))
 
             return repeat("column", columns, column)
 
@@ -627,13 +627,13 @@ def selective_scan(builder: BlockBuilder, given: Scan) -> tuple[Expr, Expr]:
     Emits it, and returns the result (n, channels) and the next state.
     """
     columns = {"x": given.x, "step": given.step, "write": given.write, "read": given.read, "gate": given.gate}
-    others = {"decay": given.decay, "skip": given.skip, "bias": given.bias, "sequences": given.sequences}
+    inputs = {"decay": given.decay, "skip": given.skip, "bias": given.bias, "sequences": given.sequences}
     blocks, _, width = (int(each) for each in given.state.ty.shape.values[-3:])
 
     def body(buffers: Buffers) -> Stmt:
         return ScanLoops(given, buffers).code()
 
-    return with_state(builder, "selective_scan", columns, others, given.state, blocks * width, body)
+    return with_state(builder, "selective_scan", columns, inputs, given.state, blocks * width, body)
 
 
 class ScanLoops:
@@ -719,11 +719,11 @@ class ScanLoops:
         shared = group * self._sizes + size
         write, read = (broadcast(self._buffers.column(role, row, shared), self._lanes) for role in ("write", "read"))
         if self._given.per_block:
-            kept = broadcast(load(scalars, _DECAY), self._lanes)
+            decay = broadcast(load(scalars, _DECAY), self._lanes)
         else:
             channel = lanes_of(block * self._width + at * self._lanes, self._lanes)
-            kept = tirx.exp(self._step(scalars, row, block, at) * load(self._named["decay"], size, channel))
-        changed = store(self._state, load(self._state, *where) * kept + load(inputs, at, every) * write, *where)
+            decay = tirx.exp(self._step(scalars, row, block, at) * load(self._named["decay"], size, channel))
+        changed = store(self._state, load(self._state, *where) * decay + load(inputs, at, every) * write, *where)
         summed = store(sums, load(sums, at, every) + load(self._state, *where) * read, at, every)
         return sequence(changed, summed)
 

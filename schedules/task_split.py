@@ -209,17 +209,17 @@ def split_nest(outer: Sequence[Index], machine: Machine, cycles: float = 0.0, ru
     """
     axes = [*(SplitAxis(str(i), max(each, 1) if isinstance(each, int) else 1) for i, each in enumerate(outer))]
     axes.append(SplitAxis("run", run))
-    whole = [axis.extent for axis in axes]
-    maximum = max(MAX_TASKS * machine.cores, MAX_TASKS_OF_FEW) // math.prod(whole[:-1])
+    extents = [axis.extent for axis in axes]
+    maximum = max(MAX_TASKS * machine.cores, MAX_TASKS_OF_FEW) // math.prod(extents[:-1])
     parts = {ceil_div(run, count) for count in range(1, min(run, maximum) + 1)}
     unknown = max((i + 1 for i, each in enumerate(outer) if not isinstance(each, int)), default=0)
-    leading = [[1] * fused + whole[fused:] for fused in range(unknown, len(outer))]
+    leading = [[1] * fused + extents[fused:] for fused in range(unknown, len(outer))]
     sizes = np.array([*leading, *([1] * len(outer) + [part] for part in sorted(parts or {run}))], dtype=np.int64)
-    minimum = max(WORK_OF_A_NEST, MIN_POINT_CYCLES * math.prod(whole[:-1]))
+    minimum = max(WORK_OF_A_NEST, MIN_POINT_CYCLES * math.prod(extents[:-1]))
     works = [Work({axis.name: 0 for axis in axes}, max(cycles, minimum))]
-    found = _best(axes, works, sizes, machine, task=POINT_CYCLES)
-    fused = [i + 1 for i, axis in enumerate(axes[:-1]) if axis.extent > found.sizes[axis.name]]
-    return NestSplit(max(unknown, *fused, 0), found.sizes["run"])
+    split = _best(axes, works, sizes, machine, task=POINT_CYCLES)
+    fused = [i + 1 for i, axis in enumerate(axes[:-1]) if axis.extent > split.sizes[axis.name]]
+    return NestSplit(max(unknown, *fused, 0), split.sizes["run"])
 
 
 def chunks_at_run_time(machine: Machine) -> int:
@@ -281,20 +281,20 @@ def _best(
         few = np.array([on(FEW, order, sizes) for order in orders]) if machine.cores > FEW else times
         weighted = weighted_cycles(times, few)
         choices = np.argwhere(weighted <= free * weighted.min())
-        others = np.zeros(len(choices))
+        later = np.zeros(len(choices))
         for number in set(choices[:, 0].tolist()) if len(choices) > 1 else ():
             of_order = choices[:, 0] == number
             near = np.tile(sizes[choices[of_order, 1]], (len(_THREADS), 1))
             times_of_near = on(np.repeat(_THREADS, of_order.sum()), orders[number], near)
-            others[of_order] = np.log(times_of_near).reshape(len(_THREADS), -1).mean(axis=0)
-        choices = choices[others.argmin() :]
+            later[of_order] = np.log(times_of_near).reshape(len(_THREADS), -1).mean(axis=0)
+        choices = choices[later.argmin() :]
     else:
         few, choices = alone, np.argwhere(alone == alone.min())
     number, best = (int(each) for each in choices[0])
-    found = {axis.name: int(size) for axis, size in zip(axes, sizes[best], strict=True)}
-    parts = {axis.name: ceil_div(axis.extent, found[axis.name]) for axis in axes}
+    chosen = {axis.name: int(size) for axis, size in zip(axes, sizes[best], strict=True)}
+    parts = {axis.name: ceil_div(axis.extent, chosen[axis.name]) for axis in axes}
     cycles, serial = (float(each[number, best]) for each in (times if parallel else alone, alone))
-    return TaskSplit(found, parts, parallel, cycles, serial, float(few[number, best]), orders[number])
+    return TaskSplit(chosen, parts, parallel, cycles, serial, float(few[number, best]), orders[number])
 
 
 def weighted_cycles(cycles: _Times, few: _Times) -> _Times:
@@ -353,11 +353,11 @@ def _cycles(
     numbers = {axis.name: i for i, axis in enumerate(axes)}
     loops = _loops(order or list(numbers), parts)
     tasks = np.prod(list(parts.values()), axis=0)
-    own = -(-tasks // threads)  # consecutive tasks of one thread
-    cycles, moved = task * own, np.zeros(len(sizes))
+    run = -(-tasks // threads)  # consecutive tasks of one thread
+    cycles, moved = task * run, np.zeros(len(sizes))
     rate = SHARED_CACHE_RATE if machine.l3_bytes else machine.memory_rate / threads
     for work in works:
-        share, covered = np.ones(len(sizes)), own.astype(np.float64)
+        share, covered = np.ones(len(sizes)), run.astype(np.float64)
         known: set[str] = set()
         for name, count in reversed(loops):
             if name in work.axes and name not in known:
@@ -365,17 +365,17 @@ def _cycles(
                 share = share * _share(axes[i], work.axes[name], sizes[:, i], parts[name], covered)
             known.add(name)
             covered = covered / count
-        cycles = cycles + own * work.cycles * share
-        reads = np.where(work.bytes * share <= HELD * machine.l2_bytes, -(-own // _reuse(loops, work)), own)
+        cycles = cycles + run * work.cycles * share
+        reads = np.where(work.bytes * share <= HELD * machine.l2_bytes, -(-run // _reuse(loops, work)), run)
         if work.from_memory and machine.l3_bytes and work.bytes > machine.l2_bytes / 2:
             # At least the total traffic of all cores.
-            first = np.minimum(reads, _distinct(loops, work, own))
+            first = np.minimum(reads, _distinct(loops, work, run))
             far = np.maximum(first * share / CORE_MEMORY_RATE, 1 / machine.memory_rate)
             moved = moved + work.bytes * (far + (reads - first) * share / rate)
         else:
             moved = moved + reads * work.bytes * share / rate
         if work.passed and not alone:
-            moved = moved + work.passed * _foreign(loops, work, own) / OTHER_CORES_RATE
+            moved = moved + work.passed * _foreign(loops, work, run) / OTHER_CORES_RATE
     time = np.maximum(cycles, moved) + EXPOSED * np.minimum(cycles, moved)
     if alone:
         return time + sum(axis.join * (parts[axis.name] - 1) for axis in axes)
@@ -427,23 +427,23 @@ def _reuse(loops: Sequence[_Loop], work: Work) -> NDArray[np.int64] | int:
     return reuse
 
 
-def _distinct(loops: Sequence[_Loop], work: Work, own: NDArray[np.int64]) -> NDArray[np.int64]:
+def _distinct(loops: Sequence[_Loop], work: Work, run: NDArray[np.int64]) -> NDArray[np.int64]:
     """Number of different parts of the work that this many consecutive tasks need."""
-    found = np.ones(len(own), dtype=np.int64)
+    distinct = np.ones(len(run), dtype=np.int64)
     for name, count in reversed(loops):
         if name in work.axes:
-            found = found * np.minimum(own, count)
-        own = -(-own // count)
-    return found
+            distinct = distinct * np.minimum(run, count)
+        run = -(-run // count)
+    return distinct
 
 
-def _foreign(loops: Sequence[_Loop], work: Work, own: NDArray[np.int64]) -> Vector:
+def _foreign(loops: Sequence[_Loop], work: Work, run: NDArray[np.int64]) -> Vector:
     """The fraction of the data that a thread's tasks need and that other threads wrote in the previous kernel."""
-    needed, done = np.ones(len(own)), np.ones(len(own))
+    needed, done = np.ones(len(run)), np.ones(len(run))
     for name, count in reversed(loops):
-        part = np.minimum(own, count) / count
+        part = np.minimum(run, count) / count
         needed, done = needed * (part if name in work.axes else 1.0), done * part
-        own = -(-own // count)
+        run = -(-run // count)
     return np.maximum(needed - done, 0.0)
 
 
@@ -460,7 +460,7 @@ def part_numbers(
         named: binds an expression to a name.
     """
     order = order or list(parts)
-    found: dict[str, Index] = {}
+    numbers: dict[str, Index] = {}
     for at, name in reversed(list(enumerate(order))):
         count = parts[name]
         if name in order[:at] or name in order[at + 1 :]:
@@ -470,8 +470,8 @@ def part_numbers(
         if not (isinstance(count, int) and count == 1):
             index = named(f"{name}_part", task % count)
             task = named("task_left", task // count)
-        found[name] = found[name] + index * (parts[name] // count) if name in found else index
-    return found
+        numbers[name] = numbers[name] + index * (parts[name] // count) if name in numbers else index
+    return numbers
 
 
 # Candidate numbers of parts, and of rounds of tasks per thread, for an axis of unknown length.
@@ -527,13 +527,13 @@ def parts_of_two_at_run_time(
     `again` is in units of the work of a step. `named` binds an expression to a name.
     """
     best: Index | None = None
-    for number, other in enumerate(choices if cores > 1 else choices[:1]):
-        tasks = others * other.parts
+    for number, choice in enumerate(choices if cores > 1 else choices[:1]):
+        tasks = others * choice.parts
         rounds = (maximum(count * cores // tasks, 1) for count in (_ROUNDS if cores > 1 else ()))
         for wanted in (*(_PARTS if cores > 1 else _PARTS[:1]), *rounds):
             size = maximum(minimum(ceil_div(extent, wanted), longest), 1)
             parts = maximum(ceil_div(extent, size), 1)
-            time = ceil_div(tasks * parts, cores) * (size * other.step + again)
+            time = ceil_div(tasks * parts, cores) * (size * choice.step + again)
             rank = named("rank", ((time * (1 << _PARTS_BITS)) + parts) * (1 << _OTHER_BITS) + number)
             best = rank if best is None else named("best", minimum(best, rank))
     assert best is not None
@@ -542,6 +542,6 @@ def parts_of_two_at_run_time(
     if isinstance(number, int):
         chosen = choices[number].parts
     else:
-        for i, other in enumerate(choices[1:], 1):
-            chosen = tirx.Select(tirx.EQ(number, index(i)), index(other.parts), expression(chosen))
+        for i, choice in enumerate(choices[1:], 1):
+            chosen = tirx.Select(tirx.EQ(number, index(i)), index(choice.parts), expression(chosen))
     return best // (1 << _OTHER_BITS) % (1 << _PARTS_BITS), chosen

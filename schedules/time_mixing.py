@@ -57,13 +57,13 @@ def time_mix(builder: BlockBuilder, given: TimeMix) -> tuple[Expr, Expr]:
     Returns the result (n, heads * size) and the next state.
     """
     columns = {each: getattr(given, each) for each in ("query", "key", "value", "decay", "rate", "gate")}
-    others = {each: getattr(given, each) for each in ("removal", "rate_share", "bonus", "scale", "bias", "sequences")}
+    inputs = {each: getattr(given, each) for each in ("removal", "rate_share", "bonus", "scale", "bias", "sequences")}
     heads, _, size = (int(each) for each in given.state.ty.shape.values[-3:])
 
     def body(buffers: Buffers) -> Stmt:
         return MatrixLoops(_TimeMix(given, buffers), buffers, size).code()
 
-    return with_state(builder, "time_mix", columns, others, given.state, heads * size, body)
+    return with_state(builder, "time_mix", columns, inputs, given.state, heads * size, body)
 
 
 _KEPT_AT_LEAST = -math.exp(-0.5)  # its logarithm
@@ -81,22 +81,22 @@ class _TimeMix:
         """See `MatrixRule`."""
         self._lanes, self._vectors, self._every = lanes, vectors, lanes_of(0, lanes)
         sizes = {**dict.fromkeys(_VECTORS, self._size), "line": lanes, "total": 1, "bonus": 1}
-        made = {name: allocate(name, (size,), "float32", "local") for name, size in sizes.items()}
-        self._local = {name: buffer for name, (buffer, _) in made.items()}
+        allocated = {name: allocate(name, (size,), "float32", "local") for name, size in sizes.items()}
+        self._local = {name: buffer for name, (buffer, _) in allocated.items()}
         self._value, value_made = allocate_tile("value", (vectors, lanes), "float32")
-        return [*(allocation for _, allocation in made.values()), *value_made]
+        return [*(allocation for _, allocation in allocated.values()), *value_made]
 
     def prepared(self, row: Expr, head: Expr) -> list[Stmt]:
         """See `MatrixRule`."""
         one = self._same(1.0)
         steps: list[Stmt] = []
         for at in range(self._vectors):
-            kept = tirx.exp(self._same(_KEPT_AT_LEAST) * sigmoid(self._column("decay", row, head, at), self._lanes))
+            decay = tirx.exp(self._same(_KEPT_AT_LEAST) * sigmoid(self._column("decay", row, head, at), self._lanes))
             share = sigmoid(self._column("rate", row, head, at), self._lanes)
             key, query = (self._column(role, row, head, at) for role in ("key", "query"))
             steps += [
                 store(self._value, self._column("value", row, head, at), at, self._every),
-                self._put("kept", at, kept),
+                self._put("kept", at, decay),
                 self._put("query", at, query),
                 self._put("write", at, share),
                 self._put("removed", at, key * self._constant("removal", head, at)),

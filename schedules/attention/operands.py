@@ -178,7 +178,7 @@ class NarrowRows:
 
     def allocated(self) -> list[Stmt]:
         """Statements that allocate the rows and clear their padding."""
-        made = [tirx.AllocBuffer(self.buffer)]
+        statements = [tirx.AllocBuffer(self.buffer)]
         behind = shape_of(self.buffer)[-1] - self.size
         if behind:
             zero = tirx.IntImm(self.dtype, 0)
@@ -186,8 +186,8 @@ class NarrowRows:
             def clear(i: Expr) -> Stmt:
                 return repeat_symbolic("k", behind, lambda k: store(self.buffer, zero, i, k + self.size))
 
-            made.append(repeat_symbolic("row", self.rows, clear))
-        return made
+            statements.append(repeat_symbolic("row", self.rows, clear))
+        return statements
 
     def put(self, i: Index, k: Expr, value: Expr) -> Stmt:
         """The statement that stores an element."""
@@ -280,12 +280,12 @@ class PanelMatrix(BatchedMatrix):
 def in_panels(matrix: BatchedMatrix, width: int, machine: Machine) -> tuple[list[Stmt], PanelMatrix]:
     """A copy in panels of `width` columns, of a known number of columns: the statements that make it, and the copy."""
     *leading, rows, columns = matrix.shape
-    whole, rest = divmod(columns, width)
-    panels = whole + bool(rest)
+    full_panels, rest = divmod(columns, width)
+    panels = full_panels + bool(rest)
     shape = [expression(size) for size in (*leading, panels, rows, width)]
     copy = tirx.decl_buffer(shape, str(matrix.buffer.dtype), f"{matrix.name}_panels", layout=None)
-    made: list[Stmt] = [tirx.AllocBuffer(copy)]
-    for first, count, lanes in ((0, whole, width), (whole, 1, rest)):
+    statements: list[Stmt] = [tirx.AllocBuffer(copy)]
+    for first, count, lanes in ((0, full_panels, width), (full_panels, 1, rest)):
         if not count or not lanes:
             continue
         names = [*(f"lead{i}" for i in range(len(leading))), "panel", "row", "lane"]
@@ -293,8 +293,8 @@ def in_panels(matrix: BatchedMatrix, width: int, machine: Machine) -> tuple[list
         value = matrix.load(*outer, row, (panel + first) * width + lane)
         stored = tirx.BufferStore(copy, value, [*outer, panel + first, row, lane])
         stage = Stage("pack", tuple(map(Axis, variables, (*leading, count, rows, lanes))), stored)
-        made.append(stage_code(stage, machine))
-    return made, PanelMatrix(copy, matrix.variables, matrix.variables, matrix.shape, width)
+        statements.append(stage_code(stage, machine))
+    return statements, PanelMatrix(copy, matrix.variables, matrix.variables, matrix.shape, width)
 
 
 MIN_QUERIES = 16  # fewest queries for which rounding the keys and values pays off

@@ -202,14 +202,14 @@ class PackedInt8(PackedWords):
         def matrix(outer: list[Expr]) -> Stmt:
             def vector(at: Index, count: int) -> Stmt:
                 position = [*outer, lanes_of(at, count)]
-                held = load(begin, *position)
+                old = load(begin, *position)
                 ones = splat(_ONES, "int32", count)
 
                 def add(step: Expr) -> Stmt:
                     word = load(self.words, *outer, step, lanes_of(at, count))
-                    return store(begin, DOT_U8S8(held, ones, word), *position)
+                    return store(begin, DOT_U8S8(old, ones, word), *position)
 
-                scaled = held * splat(-row_zero, "int32", count) + splat(depth * row_zero * zero, "int32", count)
+                scaled = old * splat(-row_zero, "int32", count) + splat(depth * row_zero * zero, "int32", count)
                 return sequence(
                     store(begin, splat(0, "int32", count), *position),
                     repeat_symbolic("step", self.used, add),
@@ -286,9 +286,9 @@ class IntegerAttentionWriter(AttentionWriter):
 
         of_queries, query_terms = queries.terms(self._column_zeros[0], self.machine)
         of_weights, weight_terms = weights.terms(self._column_zeros[1], self.machine)
-        made = [*queries.allocated(), queries.filled(query, 4 * self.lanes), *of_queries, *weights.allocated()]
+        statements = [*queries.allocated(), queries.filled(query, 4 * self.lanes), *of_queries, *weights.allocated()]
         terms = of_weights, query_terms, weight_terms, (queries, weights)
-        return BlockRows(made, queries.word, weights.word, put_in(scores), weights.put, *terms)
+        return BlockRows(statements, queries.word, weights.word, put_in(scores), weights.put, *terms)
 
     @property
     def in_words(self) -> bool:

@@ -149,17 +149,17 @@ def over_keys(keys: Index, lanes: int, vector: Callable[[Expr, Expr, int], Stmt]
         return repeat_symbolic("register", _ACCUMULATORS, lambda u: vector(at + u * lanes, u * lanes, lanes), UNROLLED)
 
     if isinstance(keys, int):
-        whole, left = divmod(keys, group)
-        done = expression(whole * group)
-        rest = [vector(done + at, first, min(lanes, left - at)) for at in range(0, left, lanes)]
-        return [repeat_symbolic("group", whole, lambda g: in_group(g * group)), *rest] if whole else rest
+        full_groups, remaining = divmod(keys, group)
+        done = expression(full_groups * group)
+        rest = [vector(done + at, first, min(lanes, remaining - at)) for at in range(0, remaining, lanes)]
+        return [repeat_symbolic("group", full_groups, lambda g: in_group(g * group)), *rest] if full_groups else rest
     groups = tirx.FloorDiv(keys, expression(group))
     vectors = tirx.FloorDiv(keys - groups * group, expression(lanes))
-    after = groups * group + vectors * lanes
+    done_keys = groups * group + vectors * lanes
     return [
         repeat_symbolic("group", groups, lambda g: in_group(g * group)),
         repeat_symbolic("vector", vectors, lambda v: vector(groups * group + v * lanes, first, lanes)),
-        repeat_symbolic("rest", keys - after, lambda j: vector(after + j, first, 1)),
+        repeat_symbolic("rest", keys - done_keys, lambda j: vector(done_keys + j, first, 1)),
     ]
 
 
@@ -241,22 +241,22 @@ class AttentionWriter:
         parts = self.parts
         if parts.narrow:
             pairs = [PackedBf16.of(each, self.machine, *self.whole_words) for each in (parts.key, parts.value)]
-            made = [statement for each in pairs for statement in each.made()]
+            statements = [statement for each in pairs for statement in each.made()]
             key, value = (Factor(BatchedMatrix.whole(each.words)) for each in pairs)
-            return made, key, value
-        made, key = self._right_operand(parts.key)
+            return statements, key, value
+        statements, key = self._right_operand(parts.key)
         packed, value = self._right_operand(parts.value)
-        return [*made, *packed], key, value
+        return [*statements, *packed], key, value
 
     def _right_operand(self, matrix: BatchedMatrix) -> tuple[list[Stmt], Factor]:
         """The operand itself if its columns are contiguous; otherwise, or if it pays off, a copy."""
         if self._pays_in_panels(matrix):
-            made, packed = in_panels(matrix, min(matrix.shape[-1], _PANEL * self.lanes), self.machine)
-            return made, Factor(packed)
+            statements, packed = in_panels(matrix, min(matrix.shape[-1], _PANEL * self.lanes), self.machine)
+            return statements, Factor(packed)
         if matrix.runs_along(-1):
             return [], Factor(matrix)
-        made, turned = with_contiguous_columns(matrix, self.machine)
-        return made, Factor(turned)
+        statements, turned = with_contiguous_columns(matrix, self.machine)
+        return statements, Factor(turned)
 
     def _pays_in_panels(self, matrix: BatchedMatrix) -> bool:
         """True if many blocks of queries read a matrix that fills much of the L2 cache (Whisper's encoder, 1500 x 64:
@@ -291,9 +291,9 @@ class AttentionWriter:
 
         def task(values: list[Expr]) -> Stmt:
             *leading, number = values
-            *whole, last = blocks
+            *full_blocks, last = blocks
             code = self._block(leading, last.start_of(number), last.rows)
-            for each in whole:
+            for each in full_blocks:
                 code = tirx.IfThenElse(number < each.end, self._block(leading, each.start_of(number), each.rows), code)
             return code
 

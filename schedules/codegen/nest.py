@@ -137,12 +137,12 @@ def chunked_grid(extents: Sequence[Extent], body: Callable[[list[Expr]], Stmt], 
     Each chunk is a nest of loops from its first point to its last, so that no iteration computes its indices by
     division.
     """
-    before: list[Stmt] = []
-    count = name_opaque("chunks", chunks, before)
+    bindings: list[Stmt] = []
+    count = name_opaque("chunks", chunks, bindings)
     chunk = tirx.Var("chunk", _INDEX)
     total: Expr = index(1, _INDEX)
-    for each in extents[:fused]:
-        total = total * _wide(each.extent)
+    for extent in extents[:fused]:
+        total = total * _wide(extent.extent)
     ends: list[Stmt] = []
     first = name_opaque("first", tirx.Div(chunk * total, count), ends)
     last = name_opaque("last", tirx.Div((chunk + 1) * total, count) - 1, ends)
@@ -153,7 +153,7 @@ def chunked_grid(extents: Sequence[Extent], body: Callable[[list[Expr]], Stmt], 
     task = sequence(ends, tirx.IfThenElse(first <= last, nest, None))
     marks = {CHUNKED: tirx.IntImm("int32", 1)}
     whole = tirx.For(chunk, index(0, _INDEX), count, PARALLEL, task, annotations=marks)
-    return sequence(before, whole)
+    return sequence(bindings, whole)
 
 
 def _between(extents: Sequence[Extent], first: Expr, last: Expr, body: Callable[[list[Expr]], Stmt]) -> Stmt:
@@ -168,22 +168,22 @@ def _between(extents: Sequence[Extent], first: Expr, last: Expr, body: Callable[
         depth = len(at)
         if depth == len(extents):
             return body(at)
-        each = extents[depth]
+        extent = extents[depth]
         inner: list[Stmt] = []
         low, high = lowest[depth], highest[depth]
         if depth:
-            low = name_opaque(f"{each.name}_low", tirx.Select(is_first, low, index(0, _INDEX)), inner)
-            high = name_opaque(f"{each.name}_high", tirx.Select(is_last, high, _wide(each.extent) - 1), inner)
+            low = name_opaque(f"{extent.name}_low", tirx.Select(is_first, low, index(0, _INDEX)), inner)
+            high = name_opaque(f"{extent.name}_high", tirx.Select(is_last, high, _wide(extent.extent) - 1), inner)
 
         def step(offset: Expr) -> Stmt:
             wide = low + offset
             value, binding = bind(
-                each.name, wide if each.dtype == _INDEX else tirx.Cast(each.dtype, wide), each.dtype, 1
+                extent.name, wide if extent.dtype == _INDEX else tirx.Cast(extent.dtype, wide), extent.dtype, 1
             )
             here = [both(known, tirx.EQ(_wide(value), end)) for known, end in ((is_first, low), (is_last, high))]
             return sequence(binding, level([*at, value], *here))
 
-        var = tirx.Var(f"{each.name}_offset", _INDEX)
+        var = tirx.Var(f"{extent.name}_offset", _INDEX)
         return sequence(inner, loop(var, high - low + 1, step(var)))
 
     return sequence(bindings, level([], True, True))
@@ -331,9 +331,9 @@ def name_opaque(name: str, value: Expr, bindings: list[Stmt]) -> Expr:
     """
     if isinstance(value, int):
         return value
-    held, allocation = allocate(f"{name}_held", (1,), "int64", "local")
-    bindings += [allocation, store(held, value, 0)]
-    return name_value(name, load(held, 0), bindings)
+    buffer, allocation = allocate(f"{name}_held", (1,), "int64", "local")
+    bindings += [allocation, store(buffer, value, 0)]
+    return name_value(name, load(buffer, 0), bindings)
 
 
 def loops_over(axes: Sequence[Axis], body: Stmt) -> Stmt:

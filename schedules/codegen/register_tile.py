@@ -81,13 +81,13 @@ def block_sums(
         return tirx.Evaluate(tirx.call_extern("int32", symbol_of(instruction, row_tiles, width), *arguments))
 
     if isinstance(rows, int):
-        whole, rest = divmod(ceil_div(rows, ROWS), 2)
-        last = block(whole * BLOCK_ROWS, 1) if rest else None
+        pairs, rest = divmod(ceil_div(rows, ROWS), 2)
+        last = block(pairs * BLOCK_ROWS, 1) if rest else None
     else:
         tiles = tirx.FloorDiv(rows + (ROWS - 1), index(ROWS))
-        whole, rest = tirx.FloorDiv(tiles, index(2)), tirx.FloorMod(tiles, index(2))
-        last = tirx.IfThenElse(rest > 0, block(whole * BLOCK_ROWS, 1), None)
-    blocks = repeat("rows", whole, lambda i: block(i * BLOCK_ROWS, 2)) if not isinstance(whole, int) or whole else None
+        pairs, rest = tirx.FloorDiv(tiles, index(2)), tirx.FloorMod(tiles, index(2))
+        last = tirx.IfThenElse(rest > 0, block(pairs * BLOCK_ROWS, 1), None)
+    blocks = repeat("rows", pairs, lambda i: block(i * BLOCK_ROWS, 2)) if not isinstance(pairs, int) or pairs else None
     return sequence(blocks, last)
 
 
@@ -96,14 +96,14 @@ def block_sums_without_room(
 ) -> Stmt:
     """`block_sums` of rows of whole contiguous taps, if memory after the rows must not be read: the last rows, fewer
     than 16, are copied."""
-    whole = rows // ROWS * ROWS if isinstance(rows, int) else tirx.FloorDiv(rows, index(ROWS)) * ROWS
+    full = rows // ROWS * ROWS if isinstance(rows, int) else tirx.FloorDiv(rows, index(ROWS)) * ROWS
     data = a(index(0)).source
     lanes = ROW_BYTES * 8 // dtype_bits(str(data.dtype))
     runs = pitch // ROW_BYTES
     copy, allocation = allocate("last_rows", (ROWS, runs * lanes), str(data.dtype))
 
     def copied(i: Index) -> Stmt:
-        *leading, _ = a(expression(whole + i)).indices
+        *leading, _ = a(expression(full + i)).indices
 
         def run(at: Index) -> Stmt:
             position = lanes_of(at * lanes, lanes)
@@ -113,13 +113,13 @@ def block_sums_without_room(
 
     last = sequence(
         allocation,
-        repeat("row", rows - whole, copied),
-        block_sums(instruction, lambda i: load(copy, i, 0), pitch, taps, b, sums, ROWS, whole),
+        repeat("row", rows - full, copied),
+        block_sums(instruction, lambda i: load(copy, i, 0), pitch, taps, b, sums, ROWS, full),
     )
-    blocks = None if isinstance(whole, int) and not whole else block_sums(instruction, a, pitch, taps, b, sums, whole)
+    blocks = None if isinstance(full, int) and not full else block_sums(instruction, a, pitch, taps, b, sums, full)
     if isinstance(rows, int):
-        return sequence(blocks, last if rows > whole else None)
-    return sequence(blocks, tirx.IfThenElse(rows > whole, last, None))
+        return sequence(blocks, last if rows > full else None)
+    return sequence(blocks, tirx.IfThenElse(rows > full, last, None))
 
 
 # Vectors whose lanes are multiplied one by one, on machines with `lane_products`.
@@ -266,21 +266,21 @@ class RegisterTile:
             """The steps from `first` on."""
             if a_lanes is None or not isinstance(count, int):
                 return [repeat("k", count, lambda k: step(expression(first + k)))]
-            whole, rest = divmod(count, self.lanes)
+            vectors, rest = divmod(count, self.lanes)
 
             def several(k: Index) -> Stmt:
                 return sequence(self._by_lanes(expression(first + k * self.lanes), a_lanes, b, ahead))
 
-            loops = [repeat("k", whole, several)] if whole else []
-            return loops + [step(expression(first + whole * self.lanes + k)) for k in range(rest)]
+            loops = [repeat("k", vectors, several)] if vectors else []
+            return loops + [step(expression(first + vectors * self.lanes + k)) for k in range(rest)]
 
         part = self._steps_of_part(depth)
         if part is None:
             return [*self.allocations, *self.each(start), *steps(0, depth), *end]
-        totals, made, taken = self._sums, list[Stmt](), list[Stmt]()
+        totals, allocations, stores = self._sums, list[Stmt](), list[Stmt]()
         if self.partial is None:
-            totals, made = allocate_tile("totals", (self.rows, self.width), self._dtype)
-            taken = self.each(lambda i, position, column: self.put(i, position, load(totals, i, position)))
+            totals, allocations = allocate_tile("totals", (self.rows, self.width), self._dtype)
+            stores = self.each(lambda i, position, column: self.put(i, position, load(totals, i, position)))
         zero = tirx.const(0, self._dtype if self.partial is None else "int32")
 
         def add(i: int, position: Expr, column: Expr) -> Stmt:
@@ -293,7 +293,7 @@ class RegisterTile:
             return sequence(clear, steps(first, count), self.each(add))
 
         begun = self.each(lambda i, position, column: store(totals, begin(i, column), i, position))
-        return [*self.allocations, *made, *begun, in_parts(depth, part, one), *taken, *end]
+        return [*self.allocations, *allocations, *begun, in_parts(depth, part, one), *stores, *end]
 
     def _steps_of_part(self, depth: Index) -> int | None:
         """Number of steps that are summed at a time; None for all."""

@@ -144,12 +144,12 @@ def narrow_workload(work: ConvWorkload, halves: Operation, machine: Machine) -> 
     """The convolution with operands rounded to 16 bits; None if float32 is as fast on the machine, or if vectors would
     accumulate in 16 bits where tiles elsewhere in the model accumulate in float32."""
     tiles = tiles_workload(work, halves.stored, machine)
-    found = vector_instructions(machine, halves.a, halves.b)
+    instructions = vector_instructions(machine, halves.a, halves.b)
     if tiles is not None:
         return tiles
-    if not found or found[0].rate_on(machine) <= 1:
+    if not instructions or instructions[0].rate_on(machine) <= 1:
         return None
-    less_exact = found[0].operation is halves.partial and tile_instruction(machine, halves) is not None
+    less_exact = instructions[0].operation is halves.partial and tile_instruction(machine, halves) is not None
     return None if less_exact else dot_workload(work, halves.stored, work.block)
 
 

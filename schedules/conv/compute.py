@@ -137,10 +137,10 @@ def window_count(work: PoolWorkload, out: Sequence[Expr], sizes: Sequence[Index]
     if work.count_pad or not work.reaches_outside:
         return tirx.const(math.prod(work.kernel), work.dtype)
     count: Expr = None
-    for o, size, window, stride, dilation, before, (max_before, _) in zip(
+    for o, size, window, stride, dilation, pad_before, (max_before, _) in zip(
         out, sizes, work.kernel, work.strides, work.dilations, padding, work.pad, strict=True
     ):
-        start = o * stride - before
+        start = o * stride - pad_before
         first = tirx.max(0, (dilation - 1 - start) // dilation) if max_before > 0 else 0
         last = tirx.min(window, (size - start + dilation - 1) // dilation)
         extent = last - first

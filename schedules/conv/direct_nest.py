@@ -173,14 +173,14 @@ class DirectNest:
 
     def _split_known(self, machine: Machine) -> bool | Expr:
         """Split static sizes into tasks. Returns True if they run in parallel."""
-        found = split_direct(self.work, self.config, machine, copies=self.copies, converts=self.converts)
-        sizes = [found.sizes[dimension(dim)] for dim in range(self.work.rank)]
-        whole = found.parts[dimension(self.work.rank - 1)] == 1
+        split = split_direct(self.work, self.config, machine, copies=self.copies, converts=self.converts)
+        sizes = [split.sizes[dimension(dim)] for dim in range(self.work.rank)]
+        whole = split.parts[dimension(self.work.rank - 1)] == 1
         sizes[-1] = self.work.out_spatial[-1] if whole else sizes[-1] * self.pixels
         self.room, self.split = sizes, list(sizes)
-        self.axes, self.order = {**found.parts, IMAGES: self._images}, found.order
-        self.groups_each, self.steps_each = found.sizes[GROUPS], found.sizes[CHANNELS]
-        return found.shared(self._images, machine)
+        self.axes, self.order = {**split.parts, IMAGES: self._images}, split.order
+        self.groups_each, self.steps_each = split.sizes[GROUPS], split.sizes[CHANNELS]
+        return split.shared(self._images, machine)
 
     def _split_open(self, machine: Machine) -> bool | Expr:
         """Split dynamic sizes into tasks: rows, or pixels if there are no rows, and also the output channels if those
@@ -195,7 +195,7 @@ class DirectNest:
         }
         self.groups_each = ceil_div(work.groups, min(work.groups, chunks_at_run_time(machine)))
         groups = ceil_div(work.groups, self.groups_each)
-        others = position(self.work, "others", prod([self._images, groups, *dims.values()]), self.bindings)
+        other_tasks = position(self.work, "others", prod([self._images, groups, *dims.values()]), self.bindings)
         extent = position(self.work, "steps", ceil_div(self.sizes.out[shared], step), self.bindings)
         steps = group_steps(work, self.blocks)
         products = work.group_out_blocks * work.group_channels * prod(work.kernel) / machine.fma_ports
@@ -203,7 +203,7 @@ class DirectNest:
         parts, channels = parts_of_two_at_run_time(
             extent,
             max(1, self.room[shared] // step),
-            others,
+            other_tasks,
             cores,
             other_parts(steps, cores, products, copied),
             named=lambda name, value: position(self.work, name, value, self.bindings),
@@ -244,16 +244,16 @@ class DirectNest:
         work = self.work
         if work.groups == 1:
             return self._group(task, 0, work.out_blocks, chunk)
-        whole, short = work.group_out_blocks, work.last_group_out_blocks
+        full, short = work.group_out_blocks, work.last_group_out_blocks
 
         def group(step: Index) -> Stmt:
             number = part * self.groups_each + step
-            own = replace(task, source=number * work.in_blocks, channels=work.group_channels)
-            every = self._group(own, number * whole, whole, chunk)
-            if work.last_group_channels == work.group_channels and short == whole:
+            group_task = replace(task, source=number * work.in_blocks, channels=work.group_channels)
+            every = self._group(group_task, number * full, full, chunk)
+            if work.last_group_channels == work.group_channels and short == full:
                 return every
-            last = replace(own, channels=work.last_group_channels)
-            return sequence(when(number < work.groups - 1, every, self._group(last, number * whole, short, chunk)))
+            last = replace(group_task, channels=work.last_group_channels)
+            return sequence(when(number < work.groups - 1, every, self._group(last, number * full, short, chunk)))
 
         count: Index = self.groups_each
         if work.groups % self.groups_each:
@@ -271,19 +271,19 @@ class DirectNest:
         tiles, then one smaller tile for the remainder."""
         steps, rest = divmod(count, self.blocks)
         begin = chunk * self.steps_each
-        own: Index = self.steps_each
-        single = isinstance(own, int) and own >= steps + bool(rest)
+        extent: Index = self.steps_each
+        single = isinstance(extent, int) and extent >= steps + bool(rest)
         if single:
-            begin, own = 0, steps
-        elif not isinstance(own, int) or rest or steps % own:  # the last chunk may hold only the remainder
-            own = maximum(minimum(own, steps - begin), 0)
-        whole = repeat("co", own, lambda step: body(self, first + (begin + step) * self.blocks)) if steps else None
+            begin, extent = 0, steps
+        elif not isinstance(extent, int) or rest or steps % extent:  # the last chunk may hold only the remainder
+            extent = maximum(minimum(extent, steps - begin), 0)
+        loop = repeat("co", extent, lambda step: body(self, first + (begin + step) * self.blocks)) if steps else None
         if not rest:
-            return sequence(whole)
+            return sequence(loop)
         last = copy(self)
         last.blocks = rest
         tail = body(last, first + steps * self.blocks)
-        return sequence(whole, tail if single else when(both(begin <= steps, steps < begin + self.steps_each), tail))
+        return sequence(loop, tail if single else when(both(begin <= steps, steps < begin + self.steps_each), tail))
 
     # The scratch buffer: (channel blocks of a group, input of each spatial dimension, lanes).
 
@@ -375,7 +375,7 @@ class DirectNest:
         work, lanes, every = self.work, self.lanes, lanes_of(0, self.lanes)
         sums, allocation = allocate_tile("sums", (pixels, self.blocks, lanes), work.dtype)
         points = list(static_grid(pixels, self.blocks))
-        whole, rest = divmod(task.channels, work.in_block)
+        full_blocks, rest = divmod(task.channels, work.in_block)
 
         def added(at: tuple[int, ...], value: Expr, source: Index, window: Sequence[Index], lane: Index) -> Stmt:
             weight = load(self.weight, block + at[1], source, *window, lane, every)
@@ -423,16 +423,16 @@ class DirectNest:
             return repeat("cb", count, lambda source: window_loop(first + source, work.in_block))
 
         finish = self._finish_tile(sums, task, block, start, pixels)
-        last = window_loop(whole, rest) if rest else None
+        last = window_loop(full_blocks, rest) if rest else None
         terms = work.in_block * prod(work.kernel)
-        part = steps_of_part(whole, terms) if work.dtype == "float32" and whole else whole
-        if part >= whole:
-            return sequence(allocation, clear, blocks(0, whole) if whole else None, last, finish)
+        part = steps_of_part(full_blocks, terms) if work.dtype == "float32" and full_blocks else full_blocks
+        if part >= full_blocks:
+            return sequence(allocation, clear, blocks(0, full_blocks) if full_blocks else None, last, finish)
         totals, allocate_totals = allocate_tile("totals", (pixels, self.blocks, lanes), work.dtype)
         begin = [store(totals, self.zero, *at, every) for at in points]
         add = [store(totals, load(totals, *at, every) + load(sums, *at, every), *at, every) for at in points]
         take = [store(sums, load(totals, *at, every), *at, every) for at in points]
-        main = in_parts(whole, part, lambda first, count: sequence(clear, blocks(first, count), add))
+        main = in_parts(full_blocks, part, lambda first, count: sequence(clear, blocks(first, count), add))
         rest_of = sequence(clear, last, add) if rest else None
         return sequence(allocation, allocate_totals, begin, main, rest_of, take, finish)
 
@@ -641,12 +641,12 @@ def prefetch_share(
     """
     line = _LINE_BITS // dtype_bits(str(buffer.ty.dtype))
     lines = lines_of(buffer, elements)
-    each = ceil_div(lines, iterations)
-    first = iteration * each
+    share = ceil_div(lines, iterations)
+    first = iteration * share
     *outer, inner = start
 
     def ask(i: Index) -> Stmt:
         return prefetch(buffer, *outer, inner + (first + i) * line)
 
-    prefetches = sequence([ask(i) for i in range(each)]) if each <= _UNROLLED else repeat("ahead", each, ask)
+    prefetches = sequence([ask(i) for i in range(share)]) if share <= _UNROLLED else repeat("ahead", share, ask)
     return when(first < lines, prefetches)

@@ -202,7 +202,7 @@ class DotNest(DirectNest):
         work, lanes = self.work, self.lanes
         vectors = self._vectors(pixels)
         sums, allocation = allocate_tile("sums", self._tile_shape(pixels), work.dtype)
-        whole, rest = self._input_blocks(task)
+        full_blocks, rest = self._input_blocks(task)
         summed, room = sums, list[Stmt]()
         if self.partial is not None:
             summed, room = allocate_tile("halves", (pixels, self.blocks, lanes), "int32")
@@ -230,12 +230,12 @@ class DotNest(DirectNest):
             return sequence(self._weights_ahead(task, block, start, [source], 1), taps)
 
         parts = []
-        if whole and not windows:
-            parts.append(repeat("cb", whole, lambda source: window_loop(source, work.in_block)))
-        elif whole:
-            parts.append(self._in_parts(whole, lambda source: window_loop(source, work.in_block), sums, summed))
+        if full_blocks and not windows:
+            parts.append(repeat("cb", full_blocks, lambda source: window_loop(source, work.in_block)))
+        elif full_blocks:
+            parts.append(self._in_parts(full_blocks, lambda source: window_loop(source, work.in_block), sums, summed))
         if rest:
-            last = window_loop(whole, rest)
+            last = window_loop(full_blocks, rest)
             parts.append(self._joined(last, sums, summed) if windows else last)
         clear = [store(sums, self.zero, *at) for at in vectors]
         return sequence(allocation, room, clear, parts, self._finish_tile(sums, task, block, start, pixels))
@@ -259,12 +259,12 @@ class DotNest(DirectNest):
 
     def _in_parts(self, sources: int, body: Callable[[Index], Stmt], sums: list[Buffer], halves: list[Buffer]) -> Stmt:
         """Split the steps over input blocks into partial sums; several blocks each if the window is small."""
-        each = max(1, PARTIAL_STEPS // self._window_steps)
+        per_part = max(1, PARTIAL_STEPS // self._window_steps)
 
         def part(start: Index, count: int) -> Stmt:
             return self._joined(repeat("cb", count, lambda source: body(start + source)), sums, halves)
 
-        return split_repeat("part", sources, each, part)
+        return split_repeat("part", sources, per_part, part)
 
     def _joined(self, steps: Stmt, sums: list[Buffer], halves: list[Buffer]) -> Stmt:
         """Steps whose partial sums are then added to the accumulators."""
@@ -409,12 +409,12 @@ class ConvMatrix(DirectRule[QuadsWorkload]):
         return matrix_instruction(machine, "uint8", "int8") is not None
 
     def space(self, workload: QuadsWorkload, machine: Machine) -> ConfigSpace:
-        found = super().space(workload, machine)
+        inherited = super().space(workload, machine)
 
         def in_registers(config: Config) -> bool:
             return _fits(ceil_div(config.integer("pixels"), 2), config.integer("blocks"), machine)
 
-        return ConfigSpace(found.knobs, (*found.constraints, in_registers))
+        return ConfigSpace(inherited.knobs, (*inherited.constraints, in_registers))
 
     def _register_tile(self, workload: QuadsWorkload, machine: Machine) -> tuple[int, int]:
         width = workload.out_spatial[-1] or _OPEN_WIDTH

@@ -73,14 +73,14 @@ def _folded(work: ConvWorkload, fold: int, axes: tuple[int, ...]) -> FoldedWorkl
     stride, dilation = work.strides[-1], work.dilations[-1]
     width = work.out_spatial[-1]
     taps = work.kernel[-1] + (fold - 1) * stride // dilation
-    before = work.pad[-1][0]
+    pad_before = work.pad[-1][0]
     reach = (ceil_div(width, fold) - 1) * stride * fold + (taps - 1) * dilation + 1
     fields = {
         **vars(work),
         "filters": work.filters * fold,
         "kernel": (*work.kernel[:-1], taps),
         "strides": (*work.strides[:-1], stride * fold),
-        "pad": (*work.pad[:-1], (before, max(0, reach - before - work.spatial[-1]))),
+        "pad": (*work.pad[:-1], (pad_before, max(0, reach - pad_before - work.spatial[-1]))),
     }
     return FoldedWorkload(**fields, fold=fold, outputs=work.filters, width=width, axes=axes)
 
@@ -162,11 +162,11 @@ class FoldedNest(DirectNest):
             return self.fused.finish(load(sums, pixel, part, channel * work.fold + lane), indices)
 
         def channel_of(channel: int) -> Stmt | None:
-            whole = vectorized("lane", work.fold, lambda lane: element(channel, lane))
+            vector = vectorized("lane", work.fold, lambda lane: element(channel, lane))
             rest = work.width % work.fold
             some = sequence(*(element(channel, lane) for lane in range(rest))) if rest else None
             # Not as `left + fold <= width`: inside the tile's own bound TVM's simplifier would not terminate.
-            stored = when(coordinates[-1] + pixel < work.width // work.fold, whole, some) if rest else whole
+            stored = when(coordinates[-1] + pixel < work.width // work.fold, vector, some) if rest else vector
             return when(first_channel + channel < work.outputs, stored) if work.outputs % channels else stored
 
         return sequence(*(channel_of(channel) for channel in range(channels)))

@@ -57,16 +57,16 @@ def tiles_workload(work: ConvWorkload, operand: str, machine: Machine, fill: int
     if not (even and in_depth and work.in_block == work.block == COLUMNS) or work.is_open:
         return None
     in_block = ROW_BYTES * 8 // dtype_bits(operand)
-    found = TilesWorkload(**{**vars(work), "in_block": in_block}, operand=operand, fill=fill)
-    found = replace(found, dtype=found.operation.total)
-    instruction = tile_instruction(machine, found.operation)
+    tiles = TilesWorkload(**{**vars(work), "in_block": in_block}, operand=operand, fill=fill)
+    tiles = replace(tiles, dtype=tiles.operation.total)
+    instruction = tile_instruction(machine, tiles.operation)
     if instruction is None:
         return None
-    used = work.group_channels / (found.in_blocks * in_block)
+    used = work.group_channels / (tiles.in_blocks * in_block)
     in_vectors = max(
-        [1.0, *(each.rate_on(machine) for each in vector_instructions(machine, found.operation.a, found.operation.b))]
+        [1.0, *(each.rate_on(machine) for each in vector_instructions(machine, tiles.operation.a, tiles.operation.b))]
     )
-    return found if instruction.convolution_rate_on(machine) * used > in_vectors else None
+    return tiles if instruction.convolution_rate_on(machine) * used > in_vectors else None
 
 
 class ConvTiles(BlockedRule[TilesWorkload]):
@@ -158,13 +158,13 @@ class TilesNest(DotNest):
         self.copies = True
 
     def _split_known(self, machine: Machine) -> bool | Expr:
-        found = _split(self.work, self.room[-2] if self.work.rank > 1 else 1, self.config.integer("chunks"), machine)
+        split = _split(self.work, self.room[-2] if self.work.rank > 1 else 1, self.config.integer("chunks"), machine)
         if self.work.rank > 1:
-            self.room[-2] = found.sizes[dimension(self.work.rank - 2)]
+            self.room[-2] = split.sizes[dimension(self.work.rank - 2)]
         self.split = list(self.room)
-        self.axes = {**found.parts, IMAGES: self._images}
-        self.groups_each, self.steps_each = found.sizes[GROUPS], found.sizes[CHANNELS]
-        return found.shared(self._images, machine)
+        self.axes = {**split.parts, IMAGES: self._images}
+        self.groups_each, self.steps_each = split.sizes[GROUPS], split.sizes[CHANNELS]
+        return split.shared(self._images, machine)
 
     def _scratch_shape(self, blocks: int) -> tuple[int, ...]:
         """Shape of the scratch buffer: depth steps are planes, each followed by extra lines for pixels that the last
@@ -181,11 +181,11 @@ class TilesNest(DotNest):
         work, lanes = self.work, self.work.stored_block
         image, number, *position = source
         parts, stored = work.in_block // lanes, ceil_div(work.group_channels, lanes)
-        own = number if work.groups == 1 else number % work.in_blocks
+        channel_block = number if work.groups == 1 else number % work.in_blocks
         group = 0 if work.groups == 1 else number // work.in_blocks * stored
         result = []
         for part in range(parts):
-            block = own * parts + part
+            block = channel_block * parts + part
             here = minimum(block, stored - 1) if stored % parts else block
             value = load(self.data, image, group + here, *position, lanes_of(0, lanes))
             if work.group_channels % work.in_block and work.group_channels % work.in_block < (part + 1) * lanes:

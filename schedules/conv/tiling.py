@@ -82,12 +82,12 @@ def tile_cost(machine: Machine, pixels: int, blocks: int, load_cycles: float = 0
 
 def row_cost(machine: Machine, width: int, pixels: int, blocks: int, load_cycles: float = 0.5) -> float:
     """Cycles for a row of `width` pixels in tiles of `pixels`, for one input channel and one block of channels."""
-    whole, rest = divmod(width, pixels)
-    cost = whole * tile_cost(machine, pixels, blocks, load_cycles)
+    full_tiles, rest = divmod(width, pixels)
+    cost = full_tiles * tile_cost(machine, pixels, blocks, load_cycles)
     if rest:
         cost += tile_cost(machine, rest, blocks, load_cycles) + 2  # for twice the code
     # Each tile reads all weights of its channels: nearly as expensive as a load from the L2 cache.
-    weights = (whole + bool(rest)) * blocks
+    weights = (full_tiles + bool(rest)) * blocks
     return (cost + weights / 2) / blocks
 
 
@@ -124,12 +124,12 @@ def register_tile(
     """(pixels, channel blocks) of lowest cost for rows of `width` pixels; `by_lane` as in `multiplies_by_lane`."""
 
     def cost(pixels: int, blocks: int) -> float:
-        whole = row_cost(machine, width, pixels, blocks, load_cycles)
+        full_cost = row_cost(machine, width, pixels, blocks, load_cycles)
         rest = out_blocks % blocks
         if not rest:
-            return whole
+            return full_cost
         last = row_cost(machine, width, pixels, rest, load_cycles)
-        return _UNEVEN * (whole * (out_blocks - rest) + last * rest) / out_blocks
+        return _UNEVEN * (full_cost * (out_blocks - rest) + last * rest) / out_blocks
 
     maximum = min(width, MAX_PIXELS)
     return _cheapest_tile(cost, uneven_block_choices(out_blocks, machine), maximum, machine, by_lane=by_lane)
@@ -139,13 +139,13 @@ def _cheapest_tile(
     cost: Callable[[int, int], float], blocks: Sequence[int], maximum: int, machine: Machine, *, by_lane: bool
 ) -> tuple[int, int]:
     """(pixels, channel blocks) of lowest cost that fit the registers, with at most `maximum` pixels."""
-    _, _, *found = min(
+    _, _, *tile = min(
         (cost(pixels, each), -pixels * each, pixels, each)
         for each in blocks
         for pixels in range(1, min(maximum, max_pixels(each, machine, by_lane=by_lane)) + 1)
         if pixels * each + each + 1 <= machine.vector_registers or pixels == 1
     )
-    return found[0], found[1]
+    return tile[0], tile[1]
 
 
 def input_bytes(work: WindowWorkload, channels: int, rows: int, width: int) -> int:
@@ -229,18 +229,18 @@ def padded_line(
             extent,
             lambda x: sequence(when(both(start + x >= 0, start + x < size), copy(x, start + x, 1), clear(x))),
         )
-    before = max(0, -start)
-    middle = max(0, min(extent, size - start) - before)
-    parts = [clear(x) for x in range(min(before, extent))]
+    leading = max(0, -start)
+    middle = max(0, min(extent, size - start) - leading)
+    parts = [clear(x) for x in range(min(leading, extent))]
 
     def run(first: int, count: int, step: int) -> Stmt:
         return repeat("x", count, lambda x: copy(x * step + first, x * step + first + start, step))
 
-    whole = middle // lanes if lanes > 1 else 0
-    parts += [run(before, whole, lanes)] if whole else []
-    rest = middle - whole * lanes
-    parts += [run(before + whole * lanes, rest, 1)] if rest else []
-    return sequence(parts, [clear(x) for x in range(before + middle, extent)])
+    vectors = middle // lanes if lanes > 1 else 0
+    parts += [run(leading, vectors, lanes)] if vectors else []
+    rest = middle - vectors * lanes
+    parts += [run(leading + vectors * lanes, rest, 1)] if rest else []
+    return sequence(parts, [clear(x) for x in range(leading + middle, extent)])
 
 
 _INDEX = "int64"
@@ -302,10 +302,10 @@ def open_repeat(name: str, extent: Expr, tile: int, body: Callable[[Index, int],
     """Call `body(start, size)` over [0, extent) for a dynamic extent: a loop of full tiles, then the remainder in tiles
     of decreasing powers of two."""
     rest = extent % tile
-    whole = extent - rest
+    full = extent - rest
     parts = [repeat(name, extent // tile, lambda i: body(i * tile, tile))]
     for size in falling_halves(tile):
-        start = whole + rest // (2 * size) * (2 * size)
+        start = full + rest // (2 * size) * (2 * size)
         parts.append(when(rest % (2 * size) >= size, body(start, size)))
     return sequence(parts)
 
@@ -324,11 +324,11 @@ def open_register_tile(
 
 def open_row_cost(machine: Machine, width: int, pixels: int, blocks: int, load_cycles: float = 0.5) -> float:
     """`conv_tiling.row_cost` of the tiles that `open_repeat` generates."""
-    whole, rest = divmod(width, pixels)
+    full_tiles, rest = divmod(width, pixels)
     sizes = [size for size in falling_halves(pixels) if rest & size]
-    cost = whole * tile_cost(machine, pixels, blocks, load_cycles)
+    cost = full_tiles * tile_cost(machine, pixels, blocks, load_cycles)
     cost += sum(tile_cost(machine, size, blocks, load_cycles) + 2 for size in sizes)
-    return (cost + (whole + len(sizes)) * blocks / 2) / blocks
+    return (cost + (full_tiles + len(sizes)) * blocks / 2) / blocks
 
 
 def open_block(rank: int, bytes_of: Callable[[int, int], int], budget: int, pixels: int) -> tuple[int, int]:
@@ -347,9 +347,9 @@ def open_block(rank: int, bytes_of: Callable[[int, int], int], budget: int, pixe
 
 def edges(work: WindowWorkload, sizes: Sizes) -> tuple[Index, Index]:
     """Range [first, end) of outputs along the last dimension whose window is entirely inside the input."""
-    (max_before, after), stride = work.pad[-1], work.strides[-1]
+    (max_before, max_after), stride = work.pad[-1], work.strides[-1]
     size, out, before = sizes.spatial[-1], sizes.out[-1], sizes.before[-1]
-    if max_before <= 0 and after <= 0:
+    if max_before <= 0 and max_after <= 0:
         return 0, out
     first = minimum(ceil_div(maximum(before, 0), stride), out)
     reach = (work.kernel[-1] - 1) * work.dilations[-1] + 1

@@ -131,9 +131,9 @@ class WindowNest(ABC):
         self.images = batch = self.data.ty.shape[0] if work.batch == 0 else work.batch
         bindings = list(self.sizes.bindings)
         if isinstance(self.rows, int):
-            found = split_window(work, self.rows, self.pixels, self.splits, machine)
-            self.parts, self.rows_each, self.order = found.parts["rows"], found.sizes["rows"], found.order
-            shared = found.shared(batch, machine)
+            split = split_window(work, self.rows, self.pixels, self.splits, machine)
+            self.parts, self.rows_each, self.order = split.parts["rows"], split.sizes["rows"], split.order
+            shared = split.shared(batch, machine)
         else:
             min_parts = parts_at_run_time(self.rows, self.rows, batch * work.out_blocks, machine.cores, again=_HALO)
             parts = maximum(min_parts, minimum(self.splits, self.rows))

@@ -119,13 +119,13 @@ def conv_winograd_integer(data: Tensor, weight: Tensor, work: DotWorkload) -> Te
 
     `weight` is made by `pack_integer_filter`: (ceil(filters / block), edge^2, channel pairs, 2 * block) in int16.
     """
-    whole = work if isinstance(work, IntegerWinogradWorkload) else winograd_workload(work)
-    attrs = whole.annotation(WINOGRAD_INTEGER)
+    transformed = work if isinstance(work, IntegerWinogradWorkload) else winograd_workload(work)
+    attrs = transformed.annotation(WINOGRAD_INTEGER)
 
     def factor(block: Expr, frequency: Expr, channel: Expr, lane: Expr) -> Expr:
         return tirx.Cast("int32", weight(block, frequency, channel // 2, 2 * lane + channel % 2))
 
-    sums = conv_winograd(data, factor, _as_floats(whole), attrs=attrs, fill=work.fill)
+    sums = conv_winograd(data, factor, _as_floats(transformed), attrs=attrs, fill=work.fill)
     shift = tirx.const(2 * _doublings(work.strides[0]), "int32")
     return te.compute(sums.shape, lambda *at: sums(*at) >> shift, name="scaled", attrs=attrs)
 

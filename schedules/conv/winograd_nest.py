@@ -92,11 +92,11 @@ def split_tiles(
     if work.is_open:
         return _split_open(work, rows, columns, config, batch, machine)
     register = Register(*(config.integer(name) for name in ("blocks", "pixels", "tiles", "chunks")))
-    whole = split_winograd(work, register, machine)
-    found = whole.products
-    tiles, channels = (found.parts[TILES], found.sizes[TILES]), (found.parts[CHANNELS], found.sizes[CHANNELS])
-    parallel = found.shared(batch, machine)
-    return TileSplit(columns, rows * columns, *tiles, *channels, found.order, parallel, transforms=whole.transforms)
+    plan = split_winograd(work, register, machine)
+    split = plan.products
+    tiles, channels = (split.parts[TILES], split.sizes[TILES]), (split.parts[CHANNELS], split.sizes[CHANNELS])
+    parallel = split.shared(batch, machine)
+    return TileSplit(columns, rows * columns, *tiles, *channels, split.order, parallel, transforms=plan.transforms)
 
 
 def _split_open(
@@ -119,10 +119,10 @@ def _split_open(
     parts, chunks = parts_of_two_at_run_time(extent, maximum // step, batch, machine.cores, choices, named=named)
     parts, chunks = named("parts", parts), named("chunks", chunks)
     tiles = named("tiles_each", ceil_div(extent, parts) * step)
-    each = named("steps_each", ceil_div(steps, chunks))
+    steps_each = named("steps_each", ceil_div(steps, chunks))
     parallel = pays_at_run_time(named("all_tiles", batch * total), products + spread, machine)
     order = (IMAGES, TILES, CHANNELS)
-    return TileSplit(columns, total, parts, tiles, chunks, each, order, parallel, tuple(bindings))
+    return TileSplit(columns, total, parts, tiles, chunks, steps_each, order, parallel, tuple(bindings))
 
 
 # Code for one Winograd transform: a constant matrix times a vector of SIMD vectors.
@@ -293,10 +293,10 @@ class WinogradNest:
             start = group * sizes[TILES]
             first = slot % products.parts * products.tiles
             live = minimum(sizes[TILES], products.tiles - start)
-            own = minimum(sizes[INPUTS], self.work.in_blocks - block)
+            blocks = minimum(sizes[INPUTS], self.work.in_blocks - block)
             tiles = Tiles(slot // products.parts, first, live, start)
             spread = Spread(self.shared, (slot,))
-            return sequence(repeat("cb", own, lambda c: self._spread_tiles(spread, tiles, block + c)))
+            return sequence(repeat("cb", blocks, lambda c: self._spread_tiles(spread, tiles, block + c)))
 
         return tasks_loop("transform", split.tasks, task, split.parallel)
 
@@ -309,9 +309,9 @@ class WinogradNest:
         begin = position(self.work, "begin", at[CHANNELS] * split.steps, names)
         first = position(self.work, "first", part * split.tiles, names)
         steps = self.work.out_blocks // self.blocks
-        whole = isinstance(split.steps, int) and steps % split.steps == 0
-        own = (
-            split.steps if whole else position(self.work, "own", maximum(minimum(split.steps, steps - begin), 0), names)
+        even = isinstance(split.steps, int) and steps % split.steps == 0
+        steps_here = (
+            split.steps if even else position(self.work, "own", maximum(minimum(split.steps, steps - begin), 0), names)
         )
         left = maximum(minimum(split.tiles, split.total - first), 0) if work.is_open else self.tiles
         live = position(self.work, "live", left, names) if work.is_open else self.tiles
@@ -341,7 +341,7 @@ class WinogradNest:
                 repeat("b", self.blocks, lambda part: self._collect_tiles(product, tiles, block, part)),
             )
 
-        return sequence(names, allocations, allocate_product, transforming, repeat("co", own, channels))
+        return sequence(names, allocations, allocate_product, transforming, repeat("co", steps_here, channels))
 
     def _scratch_shape(self, blocks: int, elements: int) -> tuple[int, int, int]:
         """Buffer shape (frequencies, blocks * tiles, elements).
@@ -406,9 +406,9 @@ class WinogradNest:
             return sequence(self.transform.apply(self.matrices.input, values, give, dtype))
 
         inner = both(y >= 0, x >= 0, y + edge <= height, x + edge <= width)
-        whole = self._each("i", edge, lambda i: sequence([read(i, j) for j in range(edge)]))
+        unguarded = self._each("i", edge, lambda i: sequence([read(i, j) for j in range(edge)]))
         guarded = repeat("i", edge, lambda i: repeat("j", edge, lambda j: read_guarded(i, j)))
-        reading = sequence(when(inner, whole, guarded))
+        reading = sequence(when(inner, unguarded, guarded))
         transforming = self._each("j", edge, down), self._each("i", edge, across)
         return sequence(allocate_patch, allocate_half, reading, *transforming)
 
@@ -496,13 +496,13 @@ class WinogradNest:
 
     def _sum(self, tile: FrequencyTile) -> Stmt:
         """A tile's sums over all input channels, in parts if there are many."""
-        whole, rest = self._whole_and_rest()
-        part = self._part_blocks(whole)
-        left = self._block(tile, whole, rest) if rest else None
-        if part >= whole:
-            return sequence(self._clear(tile), self._whole_blocks(tile, 0, whole), left, self._put(tile, adds=False))
-        over = sequence(self._clear(tile), left, self._put(tile, adds=True)) if rest else None
-        return sequence(in_parts(whole, part, partial(self._sum_part, tile)), over)
+        full, rest = self._whole_and_rest()
+        part = self._part_blocks(full)
+        last = self._block(tile, full, rest) if rest else None
+        if part >= full:
+            return sequence(self._clear(tile), self._whole_blocks(tile, 0, full), last, self._put(tile, adds=False))
+        over = sequence(self._clear(tile), last, self._put(tile, adds=True)) if rest else None
+        return sequence(in_parts(full, part, partial(self._sum_part, tile)), over)
 
     def _sum_part(self, tile: FrequencyTile, first: Index, count: int) -> Stmt:
         """A tile's sums over some blocks of input channels, added to those of earlier blocks."""
@@ -659,8 +659,8 @@ class WinogradNest:
 def weight_of(fused: FusedKernel) -> Expr:
     """The transformed weights: the operand of the matmul other than the transformed input."""
     product = fused.anchors[1]
-    own = (fused.anchors[0].writes[0], product.writes[0])
+    written = (fused.anchors[0].writes[0], product.writes[0])
     for read in product.loads:
-        if not any(read.source.same_as(buffer) for buffer in own):
+        if not any(read.source.same_as(buffer) for buffer in written):
             return read.source
     raise NotScheduledError("the product reads no weights")

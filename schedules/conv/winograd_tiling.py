@@ -115,11 +115,11 @@ def winograd_plan(work: WinogradWorkload, machine: Machine) -> WinogradPlan:
     by_lane = multiplies_by_lane(work, machine)
     plans = []
     for blocks in block_choices(work.out_blocks, machine):
-        found = split_winograd(work, Register(blocks), machine, free=1.0 if machine.cores <= FEW else FREE)
-        tiles = found.products.sizes[TILES]
+        split = split_winograd(work, Register(blocks), machine, free=1.0 if machine.cores <= FEW else FREE)
+        tiles = split.products.sizes[TILES]
         _, pixels = _cheapest_pixels(tiles, blocks, machine, by_lane)
         images = max(work.batch, 1)
-        plans.append(WinogradPlan(tiles, pixels, blocks, found.cycles / images, found.few_cycles / images))
+        plans.append(WinogradPlan(tiles, pixels, blocks, split.cycles / images, split.few_cycles / images))
     return min(plans, key=lambda each: each.weighted)
 
 

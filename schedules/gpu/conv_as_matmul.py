@@ -55,12 +55,12 @@ def convolution(data: Tensor, weight: Tensor, kernel: Sequence[int], window: Win
 
     def tap(k: Expr) -> list[Expr]:
         """The position in the kernel of a column's element."""
-        found: list[Index] = []
+        positions: list[Index] = []
         step = 1
         for length in reversed(kernel):
-            found.insert(0, k // step % length)
+            positions.insert(0, k // step % length)
             step *= length
-        return found
+        return positions
 
     def column(b: Expr, *at: Expr) -> Expr:
         *pixel, k = at
@@ -141,22 +141,22 @@ def _by_tvm(builder: BlockBuilder, call: Call) -> Expr:
 
 def legalize_pad(builder: BlockBuilder, call: Call) -> Expr:
     """relax.nn.pad as TVM writes it, annotated so that a convolution can do the padding itself."""
-    made = _by_tvm(builder, call)
+    padded = _by_tvm(builder, call)
     widths = [int(each) for each in call.attrs.pad_width]
     constant = str(call.attrs.pad_mode) == "constant" and min(widths, default=0) >= 0
     if not constant or any(widths[:4]) or len(widths) < 6:
-        return made
+        return padded
     value = float(call.attrs.pad_value)
     marks = {"widths": widths[4:], "fill": str(value)}
-    kernel = made.args[0]
+    kernel = padded.args[0]
     builder.update_func(kernel, builder.get()[kernel].with_attr(_PADDING, marks))
-    return made
+    return padded
 
 
 def _padding(builder: BlockBuilder, data: Expr) -> tuple[Expr, list[int], int | float] | None:
     """The image before padding of its spatial dimensions, the widths and the value."""
-    made: Expr = builder.lookup_binding(data) if isinstance(data, tvm.relax.Var) else None
-    kernel = made.args[0] if isinstance(made, tvm.relax.Call) and made.args else None
+    pad: Expr = builder.lookup_binding(data) if isinstance(data, tvm.relax.Var) else None
+    kernel = pad.args[0] if isinstance(pad, tvm.relax.Call) and pad.args else None
     if not isinstance(kernel, tvm.ir.GlobalVar):
         return None
     marks = builder.get()[kernel].attrs.get(_PADDING)
@@ -164,4 +164,4 @@ def _padding(builder: BlockBuilder, data: Expr) -> tuple[Expr, list[int], int | 
         return None
     fill = float(marks["fill"])
     whole = "int" in str(data.ty.dtype)
-    return made.args[1].fields[0], [int(each) for each in marks["widths"]], int(fill) if whole else fill
+    return pad.args[1].fields[0], [int(each) for each in marks["widths"]], int(fill) if whole else fill

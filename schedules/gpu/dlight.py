@@ -38,19 +38,19 @@ class DlightRule(GpuRule[GpuWorkload]):
         function = kernel.function.with_attr("global_symbol", "main")
         try:
             with target:
-                made = self.schedule().apply(function, target, False)
+                scheduled = self.schedule().apply(function, target, False)
         except MemoryError:
             raise
         except Exception as error:  # dlight raises assertions and schedule errors for unsupported kernels
             raise NotScheduledError(f"{self.name}: {type(error).__name__}") from error
-        if not isinstance(made, s_tir.Schedule):
+        if not isinstance(scheduled, s_tir.Schedule):
             raise NotScheduledError(f"{self.name} does not support this kernel")
-        result = made.mod["main"]
+        result = scheduled.mod["main"]
         if not isinstance(result, tirx.PrimFunc) or not is_bound(result.body):
             raise NotScheduledError(f"{self.name} leaves a part of the kernel unbound")
         if (taken := _shared_bytes(result)) > machine.shared_bytes:
             raise NotScheduledError(f"{self.name} uses {taken} bytes of shared memory")
-        if not _can_join(made.mod):
+        if not _can_join(scheduled.mod):
             raise NotScheduledError(f"{self.name}: TVM cannot combine the threads' partial results")
         return result.with_attr("global_symbol", "main")
 

@@ -59,7 +59,7 @@ def without_parallel_loops(statement: Stmt) -> Stmt:
 
 def take_allocations(statement: Stmt) -> tuple[Stmt, list[Expr]]:
     """The statement without its allocations of buffers that are not private to a thread, and these buffers."""
-    taken: list[Expr] = []
+    allocations: list[Expr] = []
 
     def stays(buffer: Expr) -> bool:
         size = product(shape_of(buffer))
@@ -69,18 +69,18 @@ def take_allocations(statement: Stmt) -> tuple[Stmt, list[Expr]]:
     def allocation(node: Stmt) -> Stmt:
         if stays(node.buffer):
             return node
-        taken.append(node.buffer)
+        allocations.append(node.buffer)
         return tirx.Evaluate(tirx.IntImm("int32", 0))
 
     def block(node: Stmt) -> Stmt:
         moved = [buffer for buffer in node.alloc_buffers if not stays(buffer)]
         if not moved:
             return node
-        taken.extend(moved)
+        allocations.extend(moved)
         return changed_block(node, alloc_buffers=[buffer for buffer in node.alloc_buffers if stays(buffer)])
 
     statement = structural_map(statement, (tirx.AllocBuffer, allocation))
-    return structural_map(statement, (s_tir.SBlock, block)), taken
+    return structural_map(statement, (s_tir.SBlock, block)), allocations
 
 
 THREADS = 256

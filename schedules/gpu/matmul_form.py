@@ -137,21 +137,21 @@ def matmul_form(kernel: Kernel) -> GpuMatmulForm:
     assert reduction is not None
     if not isinstance(reduction.start, tirx.IntImm | tirx.FloatImm) or float(reduction.start.value) != 0:
         raise NotScheduledError("the sum does not start at zero")
-    before = stages_in_front(kernel, stage)
+    producers = stages_in_front(kernel, stage)
     axes = [axis for axis in stage.axes if axis.extent != 1]
     value, stored = (substitute(each, stage.single) for each in (reduction.value, reduction.store))
     factors = [_narrowest(each) for each in (value.a, value.b)]
     spatial = [axis for axis in axes if not axis.reduce]
-    own = [[axis for axis in spatial if uses(factor, axis.var)] for factor in factors]
-    batch = [axis for axis in own[0] if axis in own[1]]
-    if len({*own[0], *own[1]}) != len(spatial) or any(axis.extent == 0 for axis in axes):
+    axes_of_factor = [[axis for axis in spatial if uses(factor, axis.var)] for factor in factors]
+    batch = [axis for axis in axes_of_factor[0] if axis in axes_of_factor[1]]
+    if len({*axes_of_factor[0], *axes_of_factor[1]}) != len(spatial) or any(axis.extent == 0 for axis in axes):
         raise NotScheduledError("the result has dimensions that neither factor has")
-    left, right = ([axis for axis in each if axis not in batch] for each in own)
+    left, right = ([axis for axis in each if axis not in batch] for each in axes_of_factor)
     if left and spatial[-1] in left:
         factors, (left, right) = factors[::-1], (right, left)
     depth = Group(tuple(axis for axis in axes if axis.reduce))
     operands = [
-        _operand(factor, rows, batch, depth, before) for factor, rows in zip(factors, (left, right), strict=True)
+        _operand(factor, rows, batch, depth, producers) for factor, rows in zip(factors, (left, right), strict=True)
     ]
     reduction = Reduction(reduction.combiner, value, reduction.start, stored)
     return GpuMatmulForm(fused, reduction, Group(tuple(batch)), depth, *operands)
@@ -160,11 +160,11 @@ def matmul_form(kernel: Kernel) -> GpuMatmulForm:
 def stages_in_front(kernel: Kernel, stage: Stage) -> tuple[Stage, ...]:
     """The stages before one, read only by it. Raises NotScheduledError if other stages read them, too."""
     position = kernel.simple_stages.index(stage)
-    before, after = kernel.simple_stages[:position], kernel.simple_stages[position + 1 :]
-    for buffer in (buffer for each in before for buffer in each.writes):
-        if not kernel.is_intermediate(buffer) or any(_reads(each.body, buffer) for each in after):
+    producers, consumers = kernel.simple_stages[:position], kernel.simple_stages[position + 1 :]
+    for buffer in (buffer for each in producers for buffer in each.writes):
+        if not kernel.is_intermediate(buffer) or any(_reads(each.body, buffer) for each in consumers):
             raise NotScheduledError("a stage before the reduction is also read after it")
-    return before
+    return producers
 
 
 def _narrowest(value: Expr) -> Expr:
@@ -175,18 +175,18 @@ def _narrowest(value: Expr) -> Expr:
 
 
 def _operand(
-    factor: Expr, rows: Sequence[Axis], batch: Sequence[Axis], depth: Group, before: Sequence[Stage]
+    factor: Expr, rows: Sequence[Axis], batch: Sequence[Axis], depth: Group, producers: Sequence[Stage]
 ) -> Operand:
-    written = [stage for stage in before if any(_reads(factor, each) for each in stage.writes)]
+    written = [stage for stage in producers if any(_reads(factor, each) for each in stage.writes)]
     along_rows = any(ALONG_ROWS in stage.annotations for stage in written)
-    value = computed_in_place(factor, before)
+    value = computed_in_place(factor, producers)
     step = _steps(value, depth.axes[-1:])
     along_depth = not along_rows and (step == [1] or not rows or _steps(value, rows[-1:]) != [1])
-    others = _steps(value, [*rows, *batch, *depth.axes[:-1]])
+    strides = _steps(value, [*rows, *batch, *depth.axes[:-1]])
     size = depth.axes[-1].extent if depth.axes else 1
     run = 1
     if isinstance(value, tvm.ir.TensorLoad) and step == [1] and isinstance(size, int):
-        fits = [width for width in (16, 8, 4, 2) if not any(each is None or each % width for each in (size, *others))]
+        fits = [width for width in (16, 8, 4, 2) if not any(each is None or each % width for each in (size, *strides))]
         run = fits[0] if fits else 1
     return Operand(value, Group(tuple(rows)), along_depth, run)
 

@@ -77,9 +77,9 @@ class GpuMatmulRule(GpuRule[ProductWorkloadT]):
         # The remaining stages are not elementwise on the result, and get their own launches.
         rest = form.fused.rest
         written = [form.fused.stored, *(buffer for stage in rest for buffer in stage.writes)]
-        kept = [each for each in kernel.intermediates if any(each.same_as(buffer) for buffer in written)]
+        intermediates = [each for each in kernel.intermediates if any(each.same_as(buffer) for buffer in written)]
         others = [bound_stage(stage, machine) for stage in rest]
-        return build_function(kernel, [*launches, *others], [*kept, *workspaces])
+        return build_function(kernel, [*launches, *others], [*intermediates, *workspaces])
 
 
 def matmul_workload(form: GpuMatmulForm) -> ProductWorkload:
@@ -158,11 +158,11 @@ class TiledMatmulRule(GpuMatmulRule[ProductWorkload]):
         depth = ceil_div(ceil_div(steps, tile.depth), splits) * tile.depth
         blocks = samples * ceil_div(rows, tile.rows) * ceil_div(columns, tile.columns) * splits
         work = tile.rows * tile.columns + self.load_cost * (tile.rows + tile.columns)
-        own = ceil_div(blocks, machine.multiprocessors)
-        resident = min(own, max(1, _MAX_THREADS // tile.threads))
+        blocks_each = ceil_div(blocks, machine.multiprocessors)
+        resident = min(blocks_each, max(1, _MAX_THREADS // tile.threads))
         useful = tile.threads * self._share("rows", rows, tile.rows) * self._share("columns", columns, tile.columns)
         rate = min(1.0, resident * useful / (machine.warp * self.full_warps))
-        product = own * work * depth / rate
+        product = blocks_each * work * depth / rate
         if splits == 1:
             return product
         parts = samples * rows * columns * splits / machine.multiprocessors

@@ -164,16 +164,16 @@ class _BlockThreads:
             return None  # the inner loop is longer
         if not _is_plain(loop.body):
             return None
-        found = _accesses(loop.body)
+        accesses = _accesses(loop.body)
         lane = tirx.Var("lane", loop.loop_var.ty)
-        width = _common_extent(found.lanes)
-        if width is None or (width > 1 and not found.only_in_lanes):
+        width = _common_extent(accesses.lanes)
+        if width is None or (width > 1 and not accesses.only_in_lanes):
             return None
         point = loop.loop_var * tirx.IntImm(_dtype(loop), width) + lane if width > 1 else loop.loop_var
-        names = {each.loop_var: lane for each in found.lanes}
-        if not _is_independent(found, point, names):
+        names = {each.loop_var: lane for each in accesses.lanes}
+        if not _is_independent(accesses, point, names):
             return None
-        body = _without_lanes(loop.body, found, lane, width)
+        body = _without_lanes(loop.body, accesses, lane, width)
         return body if body is None else self._spread(loop, body, lane, width)
 
     def _spread(self, loop: Stmt, body: Stmt, lane: Expr, width: int) -> Stmt:
@@ -185,9 +185,9 @@ class _BlockThreads:
         turn = tirx.Var("turn", tirx.IntImm("int64", 0).ty)
         point: Expr = turn * self.threads + self.thread
         limit = total if dtype == "int64" else tirx.Cast("int64", total)
-        own = point if dtype == "int64" else tirx.Cast(dtype, point)
+        element = point if dtype == "int64" else tirx.Cast(dtype, point)
         size = tirx.IntImm(dtype, width)
-        values = {loop.loop_var: tirx.floordiv(own, size), lane: tirx.floormod(own, size)}
+        values = {loop.loop_var: tirx.floordiv(element, size), lane: tirx.floormod(element, size)}
         guarded = tirx.IfThenElse(point < limit, substitute(body, values), None)
         turns = tirx.floordiv(limit + self.threads - tirx.IntImm("int64", 1), self.threads)
         zero = tirx.IntImm("int64", 0)
@@ -229,14 +229,14 @@ def _common_extent(lanes: list[Stmt]) -> int | None:
     return sizes.pop() if len(sizes) == 1 and 0 not in sizes else None
 
 
-def _is_independent(found: _Accesses, point: Expr, names: dict[Var, Expr]) -> bool:
+def _is_independent(accesses: _Accesses, point: Expr, names: dict[Var, Expr]) -> bool:
     """True if each written buffer is accessed only where one of its indices, or its row-major position, is the point of
     the iteration."""
     analyzer = tvm.sym.Analyzer()
-    for buffer, indices in found.stores:
-        if _is_among(buffer, found.own):
+    for buffer, indices in accesses.stores:
+        if _is_among(buffer, accesses.own):
             continue
-        every = [each for other, each in (*found.loads, *found.stores) if other.same_as(buffer)]
+        every = [each for other, each in (*accesses.loads, *accesses.stores) if other.same_as(buffer)]
         positions = [[substitute(index, names) for index in each] for each in every]
         one_index = any(all(structural_equal(each[d], point) for each in positions) for d in range(len(indices)))
         if not one_index and not all(_is_position(analyzer, buffer, each, point) for each in positions):
@@ -252,14 +252,14 @@ def _is_position(analyzer: Analyzer, buffer: Expr, indices: list[Expr], point: E
     return bool(analyzer.can_prove_equal(flat, point))
 
 
-def _without_lanes(body: Stmt, found: _Accesses, lane: Expr, width: int) -> Stmt:
+def _without_lanes(body: Stmt, accesses: _Accesses, lane: Expr, width: int) -> Stmt:
     """The body for one lane, with its own buffers reduced to that lane; None if lanes access each other's elements."""
     analyzer = tvm.sym.Analyzer()
-    names = {each.loop_var: lane for each in found.lanes}
-    smaller = [(each, _of_one_lane(each, width)) for each in found.own]
+    names = {each.loop_var: lane for each in accesses.lanes}
+    smaller = [(each, _of_one_lane(each, width)) for each in accesses.own]
     if width > 1:
-        for buffer, indices in (*found.loads, *found.stores):
-            if _is_among(buffer, found.own) and _slot(analyzer, indices, names, lane, width) is None:
+        for buffer, indices in (*accesses.loads, *accesses.stores):
+            if _is_among(buffer, accesses.own) and _slot(analyzer, indices, names, lane, width) is None:
                 return None
 
     def replaced(buffer: Expr) -> Expr | None:
@@ -331,9 +331,9 @@ class BindAnything(GpuRule[GpuWorkload]):
                 statements.append(bound_stage(stage, machine))
             else:
                 statement = stage.body if isinstance(stage, Stage) else stage.statement
-                statement, taken = bound_statement(_without_checks(statement))
+                statement, shared = bound_statement(_without_checks(statement))
                 statements.append(statement)
-                allocations += taken
+                allocations += shared
         return build_function(kernel, statements, [*written_intermediates(kernel, stages), *allocations])
 
 
@@ -362,14 +362,14 @@ def bound_stage(stage: Stage, machine: GpuMachine) -> Stmt:
 
 def bound_statement(statement: Stmt) -> tuple[Stmt, list[Expr]]:
     """Launches for a statement that is not a simple stage, and buffers that its function must allocate."""
-    statement, taken = take_allocations(without_pragmas(statement))
-    is_plain_parallel = isinstance(statement, tirx.For) and statement.kind == tirx.ForKind.PARALLEL and not taken
-    together = None if is_plain_parallel else cooperative(statement, taken)
+    statement, allocations = take_allocations(without_pragmas(statement))
+    is_plain_parallel = isinstance(statement, tirx.For) and statement.kind == tirx.ForKind.PARALLEL and not allocations
+    together = None if is_plain_parallel else cooperative(statement, allocations)
     if together is not None:
         return together
     if isinstance(statement, tirx.SeqStmt):
-        return sequence([_bound_loop(each, alone=False) for each in statement.seq]), taken
-    return _bound_loop(statement, alone=not taken), taken
+        return sequence([_bound_loop(each, alone=False) for each in statement.seq]), allocations
+    return _bound_loop(statement, alone=not allocations), allocations
 
 
 def _bound_loop(statement: Stmt, *, alone: bool) -> Stmt:
@@ -410,10 +410,10 @@ def block_reduction(stage: Stage, machine: GpuMachine) -> Stmt | None:
 def _values(axes: tuple[Axis, ...], position: Expr) -> dict[Var, Expr]:
     """The variables of nested loops at a position of their iteration space, in their types."""
     ones = {axis.var: tirx.IntImm(str(axis.var.ty), 0) for axis in axes if axis.extent == 1}
-    found = Group(tuple(axis for axis in axes if axis.extent != 1)).values(position)
+    positions = Group(tuple(axis for axis in axes if axis.extent != 1)).values(position)
     return {
         **ones,
-        **{var: value if str(var.ty) == "int64" else tirx.Cast(str(var.ty), value) for var, value in found.items()},
+        **{var: value if str(var.ty) == "int64" else tirx.Cast(str(var.ty), value) for var, value in positions.items()},
     }
 
 
@@ -424,13 +424,13 @@ def _at(reduction: Reduction, position: dict[Var, Expr]) -> Reduction:
 
 def _joined(reduction: Reduction, axes: tuple[Axis, ...], elements: int, thread: Expr, threads: int) -> Stmt:
     combine = reduction.combiner.combine
-    own, own_allocation = allocate("own", [1], reduction.dtype, "local")
+    thread_total, own_allocation = allocate("own", [1], reduction.dtype, "local")
     shared, shared_allocation = allocate("shared", [threads], reduction.dtype, "shared")
 
     def turn(number: Expr) -> Stmt:
         at = expression(number) * threads + thread
         value = substitute(reduction.value, _values(axes, at))
-        taken = store(own, combine(load(own, 0), value), 0)
+        taken = store(thread_total, combine(load(thread_total, 0), value), 0)
         return taken if elements % threads == 0 else tirx.IfThenElse(at < expression(elements), taken, None)
 
     wait = tirx.Evaluate(tirx.op.tvm_storage_sync("shared"))
@@ -446,9 +446,9 @@ def _joined(reduction: Reduction, axes: tuple[Axis, ...], elements: int, thread:
     return sequence(
         own_allocation,
         shared_allocation,
-        store(own, reduction.identity(), 0),
+        store(thread_total, reduction.identity(), 0),
         repeat("turn", ceil_div(elements, threads), turn),
-        store(shared, load(own, 0), thread),
+        store(shared, load(thread_total, 0), thread),
         wait,
         pairs,
         tirx.IfThenElse(thread < expression(1), last, None),

@@ -227,15 +227,15 @@ def _vector_product(form: GpuMatmulForm, results: int, shares: int) -> Stmt:
     row, share = name_value("row", first + position, statements), name_value("share", share, statements)
     rows = (expression(0), row) if matrix is form.b else (row, expression(0))
     inside = within(row, matrix.rows.extent, results)
-    own, own_allocation = allocate("own", [1], dtype, "local")
+    thread_total, own_allocation = allocate("own", [1], dtype, "local")
     sums, sums_allocation = allocate("sums", [results * shares], dtype, "shared")
 
     def turn(step: Expr) -> Stmt:
         depth = expression(step) * shares + share
         at = form.depth.values(depth)
         factors = (form.a.at(batch, rows[0], at), form.b.at(batch, rows[1], at))
-        added = load(own, 0) + factors[0].astype(dtype) * factors[1].astype(dtype)
-        return when(both(inside, within(depth, form.depth.extent, shares)), store(own, added, 0))
+        added = load(thread_total, 0) + factors[0].astype(dtype) * factors[1].astype(dtype)
+        return when(both(inside, within(depth, form.depth.extent, shares)), store(thread_total, added, 0))
 
     neighbour = 1 if matrix.along_depth else results
     joins = []
@@ -249,9 +249,9 @@ def _vector_product(form: GpuMatmulForm, results: int, shares: int) -> Stmt:
         statements,
         own_allocation,
         sums_allocation,
-        store(own, tirx.const(0, dtype), 0),
+        store(thread_total, tirx.const(0, dtype), 0),
         repeat("turn", ceil_div(form.depth.extent, shares), turn),
-        store(sums, load(own, 0), thread),
+        store(sums, load(thread_total, 0), thread),
         wait(),
         joins,
         when(both(share < expression(1), inside), finished),

@@ -71,13 +71,13 @@ def _is_shared_product(kernel: Kernel) -> bool:
 
 
 def _launch(stage: Stage, fused: FusedKernel, reduction: Reduction, value: Expr) -> Stmt:
-    own, allocation = allocate("own", [1], reduction.dtype, "local")
+    thread_total, allocation = allocate("own", [1], reduction.dtype, "local")
     loops = [axis for axis in stage.reduction if axis.extent != 1]
-    taken = store(own, reduction.combiner.combine(load(own, 0), value), 0)
+    update = store(thread_total, reduction.combiner.combine(load(thread_total, 0), value), 0)
     body = sequence(
         allocation,
-        store(own, reduction.start, 0),
-        loops_over(loops, taken),
-        fused.finish(load(own, 0), list(reduction.store.indices)),
+        store(thread_total, reduction.start, 0),
+        loops_over(loops, update),
+        fused.finish(load(thread_total, 0), list(reduction.store.indices)),
     )
     return launched([axis for axis in stage.spatial if axis.extent != 1], substitute(body, stage.single))

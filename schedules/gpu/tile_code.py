@@ -162,15 +162,15 @@ class TileWriter(ABC):
         steps = self.steps
 
         def step(at: Expr | int) -> Stmt:
-            after = at + 1
-            more = after < steps if isinstance(steps, int) and isinstance(after, int) else expression(after) < steps
+            ahead = at + 1
+            more = ahead < steps if isinstance(steps, int) and isinstance(ahead, int) else expression(ahead) < steps
             return sequence(
                 wait(),
                 self._all_kept(self.a),
                 self._all_kept(self.b),
                 wait(),
-                self._fetched(self.a, after, more),
-                self._fetched(self.b, after, more),
+                self._fetched(self.a, ahead, more),
+                self._fetched(self.b, ahead, more),
                 self.multiplied(),
             )
 
@@ -184,15 +184,15 @@ class TileWriter(ABC):
         """For each round of the threads: its number, the row and the depth in the tile, and whether it exists."""
         groups = self.depth // part.width
         total = part.rows * groups
-        found = []
+        pieces = []
         for number in range(ceil_div(total, self.threads)):
             piece = self.thread + number * self.threads
             exists = True if (number + 1) * self.threads <= total else piece < total
             size = expression(groups if part.operand.along_depth else part.rows)
             major, minor = tirx.floordiv(piece, size), tirx.floormod(piece, size)
             row, group = (major, minor) if part.operand.along_depth else (minor, major)
-            found.append((number, row, group * part.width, exists))
-        return found
+            pieces.append((number, row, group * part.width, exists))
+        return pieces
 
     def _fetched(self, part: Part, step: Expr | int, more: Expr | bool) -> list[Stmt]:
         """Load a part of the operand into registers, zeros past its end; nothing is needed unless there is `more`."""
@@ -210,10 +210,10 @@ class TileWriter(ABC):
                 here = at_depth + element
                 known = both(inside, within(here, self.form.depth.extent, self.depth))
                 value = part.operand.at(self.batch, at_row, self.form.depth.values(here))
-                found = guarded_load(value, known) if str(value.ty) == self.dtype else None
-                if found is not None:
-                    found = guarded_load(value, both(known, more)) or found
-                    guarded.append((number * part.width + element, found))
+                guard = guarded_load(value, known) if str(value.ty) == self.dtype else None
+                if guard is not None:
+                    guard = guarded_load(value, both(known, more)) or guard
+                    guarded.append((number * part.width + element, guard))
                     continue
                 if known is not True:
                     value = tirx.if_then_else(known, value, tirx.const(0, self.dtype))
@@ -224,12 +224,12 @@ class TileWriter(ABC):
     def _guarded(self, part: Part, loads: list[tuple[int, GuardedLoad]]) -> list[Stmt]:
         """Load, then select, so that all loads are in flight before the first is waited for."""
         tested, loaded, chosen = [], [], []
-        for position, each in loads:
+        for position, guarded in loads:
             inside = tirx.Var("inside", "bool")
-            tested.append(tirx.Bind(inside, each.inside))
-            loaded.append(store(part.registers, each.safe(inside), position))
+            tested.append(tirx.Bind(inside, guarded.inside))
+            loaded.append(store(part.registers, guarded.safe(inside), position))
             # Zero from a register: CUDA converts a 16-bit constant by an instruction that it does not hoist.
-            otherwise = load(self.zero, 0) if each.otherwise is None else each.otherwise
+            otherwise = load(self.zero, 0) if guarded.otherwise is None else guarded.otherwise
             chosen.append(
                 store(part.registers, tirx.Select(inside, load(part.registers, position), otherwise), position)
             )
@@ -322,12 +322,12 @@ def _without_branches(conditions: list[Expr]) -> Expr:
     """The conjunction in integers: each test in a chain of && would be a branch of its own."""
     tests: list[Expr] = []
     while conditions:
-        each = conditions.pop()
-        if isinstance(each, tirx.And):
-            conditions += [each.a, each.b]
+        condition = conditions.pop()
+        if isinstance(condition, tirx.And):
+            conditions += [condition.a, condition.b]
         else:
-            tests.append(tirx.Cast("int32", each))
+            tests.append(tirx.Cast("int32", condition))
     total = tests[0]
-    for each in tests[1:]:
-        total = tirx.bitwise_and(total, each)
+    for condition in tests[1:]:
+        total = tirx.bitwise_and(total, condition)
     return tirx.NE(total, tirx.IntImm("int32", 0))

@@ -51,10 +51,10 @@ def _vectors(loop: Stmt, first: Expr, count: Expr) -> Stmt:
     kind, dtype = loop.loop_var.ty, str(loop.loop_var.ty.dtype)
     lanes, zero = tirx.const(_LANES, dtype), tirx.const(0, dtype)
     block, lane, rest = (tirx.Var(name, kind) for name in ("block", "lane", "rest"))
-    whole = tirx.floordiv(count, lanes)
+    vectors = tirx.floordiv(count, lanes)
     vector = tirx.For(lane, zero, lanes, tirx.ForKind.VECTORIZED, _at(loop, first + block * lanes + lane))
-    blocks = tirx.For(block, zero, whole, tirx.ForKind.SERIAL, vector)
-    last = _at(loop, first + whole * lanes + rest)
+    blocks = tirx.For(block, zero, vectors, tirx.ForKind.SERIAL, vector)
+    last = _at(loop, first + vectors * lanes + rest)
     return tirx.SeqStmt([blocks, tirx.For(rest, zero, tirx.floormod(count, lanes), tirx.ForKind.SERIAL, last)])
 
 

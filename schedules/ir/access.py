@@ -153,9 +153,9 @@ def coefficient_of(expr: Expr, var: Var) -> int | None:
             return None
         return left + right if isinstance(expr, tirx.Add) else left - right
     if isinstance(expr, tirx.Mul):
-        for factor, other in ((constant_int(expr.a), expr.b), (constant_int(expr.b), expr.a)):
+        for factor, operand in ((constant_int(expr.a), expr.b), (constant_int(expr.b), expr.a)):
             if isinstance(factor, int):
-                inner = coefficient_of(other, var)
+                inner = coefficient_of(operand, var)
                 return None if inner is None else factor * inner
     if isinstance(expr, tirx.Cast):
         return coefficient_of(expr.value, var)

@@ -132,10 +132,10 @@ def maximum(left: Index, right: Index) -> Expr:
 
 def number(stored: Expr, dtype: str) -> Expr:
     """A stored element, or a vector of them, as `dtype`; for float32, uint16 holds the bits of a bfloat16."""
-    own, _, lanes = str(stored.ty).partition("x")
-    if own == dtype:
+    element_type, _, lanes = str(stored.ty).partition("x")
+    if element_type == dtype:
         return stored
-    if own == "uint16" and dtype == "float32":
+    if element_type == "uint16" and dtype == "float32":
         return widened(stored)
     return tirx.Cast(_vector(dtype, lanes), stored)
 

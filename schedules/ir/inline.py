@@ -111,17 +111,17 @@ def is_elementwise(stage: Stage) -> bool:
 
 def _index_axes(stage: Stage) -> list[Expr] | None:
     """The loop variable of each dimension of the output (None if the index is constant 0 of size 1)."""
-    found: list[Expr] = []
+    axes: list[Expr] = []
     for point, size in zip(stage.body.indices, shape_of(stage.body.buffer), strict=True):
-        if isinstance(point, tvm.ir.Var) and not any(point.same_as(other) for other in found):
-            found.append(point)
+        if isinstance(point, tvm.ir.Var) and not any(point.same_as(other) for other in axes):
+            axes.append(point)
         elif constant_int(point) == 0 and size == 1:
-            found.append(None)
+            axes.append(None)
         else:
             return None
-    variables = [var for var in found if var is not None]
+    variables = [var for var in axes if var is not None]
     covered = all(any(axis.var.same_as(var) for var in variables) or axis.extent == 1 for axis in stage.axes)
-    return found if covered else None
+    return axes if covered else None
 
 
 def _writes(stage: Stage | Opaque) -> tuple[Expr, ...]:

@@ -73,10 +73,10 @@ def reduction_of(stage: Stage) -> Reduction | None:
     while isinstance(value, tirx.Let):
         lets.append((value.var, value.value))
         value = value.body
-    found = _extremum(value, store) or _combination(value, store)
-    if found is None:
+    match = _extremum(value, store) or _combination(value, store)
+    if match is None:
         return None
-    combiner, operand = found
+    combiner, operand = match
     for var, bound in reversed(lets):
         operand = tirx.Let(var, bound, operand)
     if any(load.source.same_as(store.buffer) for load in buffers_loaded(operand)):
@@ -97,16 +97,16 @@ def _extremum(value: Expr, store: Stmt) -> tuple[Combiner, Expr] | None:
     """The combination for the maximum or minimum, or NaN if there is one, as the importer writes it."""
     if not isinstance(value, tirx.Select) or not isinstance(value.false_value, tirx.Select):
         return None
-    own, operand, last = value.true_value, value.false_value.true_value, value.false_value.false_value
-    if not isinstance(last, tirx.Max | tirx.Min) or not _is_own_load(own, store):
+    total, operand, last = value.true_value, value.false_value.true_value, value.false_value.false_value
+    if not isinstance(last, tirx.Max | tirx.Min) or not _is_own_load(total, store):
         return None
     kind = type(last)
 
-    def stored(own: Expr, operand: Expr) -> Expr:
-        read = tirx.Select(tirx.isnan(operand), operand, kind(own, operand))
-        return tirx.Select(tirx.isnan(own), own, read)
+    def stored(total: Expr, operand: Expr) -> Expr:
+        read = tirx.Select(tirx.isnan(operand), operand, kind(total, operand))
+        return tirx.Select(tirx.isnan(total), total, read)
 
-    if not structural_equal(value, stored(own, operand)):
+    if not structural_equal(value, stored(total, operand)):
         return None
 
     def combine(a: Expr, b: Expr) -> Expr:

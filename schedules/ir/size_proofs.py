@@ -49,12 +49,12 @@ def _buffers(function: PrimFunc) -> list[Buffer]:
 
 def _computed_sizes(function: PrimFunc) -> list[Expr]:
     """The expressions among the sizes of a function's tensors, outer ones before those they contain."""
-    found: dict[StructuralKey, Expr] = {}
+    computed: dict[StructuralKey, Expr] = {}
     for buffer in _buffers(function):
         for size in buffer.ty.shape:
             if isinstance(size, _OPERATIONS):
-                found.setdefault(StructuralKey(size), size)
-    return sorted(found.values(), key=lambda size: -len(nodes(size, *_OPERATIONS)))
+                computed.setdefault(StructuralKey(size), size)
+    return sorted(computed.values(), key=lambda size: -len(nodes(size, *_OPERATIONS)))
 
 
 def _named(root: Node, size: Expr, name: Expr) -> Node:
@@ -347,15 +347,15 @@ def _quotient(a: Polynomial, b: Polynomial) -> Polynomial:
     if divisor < 0:
         return _quotient(_sum({}, a, -1), {monomial: -divisor})
     result: Polynomial = {}
-    for each, coefficient in a.items():
-        left = list(each)
+    for factors, coefficient in a.items():
+        remaining = list(factors)
         for variable in monomial:
-            if variable not in left:
+            if variable not in remaining:
                 raise UnprovableError
-            left.remove(variable)
-        if coefficient % divisor and each:
+            remaining.remove(variable)
+        if coefficient % divisor and factors:
             raise UnprovableError
-        result[tuple(left)] = coefficient // divisor
+        result[tuple(remaining)] = coefficient // divisor
     return _without_zeros(result)
 
 

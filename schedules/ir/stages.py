@@ -60,11 +60,11 @@ class Stage:
     @cached_property
     def writes(self) -> tuple[Expr, ...]:
         """The buffers that the body stores to."""
-        found: list[Buffer] = []
+        buffers: list[Buffer] = []
         for store in nodes(self.body, tirx.BufferStore):
-            if not any(store.buffer.same_as(other) for other in found):
-                found.append(store.buffer)
-        return tuple(found)
+            if not any(store.buffer.same_as(other) for other in buffers):
+                buffers.append(store.buffer)
+        return tuple(buffers)
 
     @property
     def single(self) -> dict[Var, Expr]:

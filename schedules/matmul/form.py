@@ -83,9 +83,9 @@ class MatmulForm:
         values = self.a_value, self.b_value
         if not all(isinstance(each, tvm.ir.TensorLoad) and str(each.ty) == "float32" for each in values):
             return False
-        *others, last = self.a_value.indices
+        *leading, last = self.a_value.indices
         depth = self.depth.var
-        return self.a_depth_stride == 1 and uses(last, depth) and not any(uses(each, depth) for each in others)
+        return self.a_depth_stride == 1 and uses(last, depth) and not any(uses(each, depth) for each in leading)
 
     def a_lanes(self, batch: Mapping[Var, Expr], row: Expr, depth: Expr, lanes: int) -> Expr:
         """A vector from a row of A at a given depth; requires `has_rows_of_floats`."""

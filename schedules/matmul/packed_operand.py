@@ -156,11 +156,11 @@ def looked_up(stages: tuple[Stage, ...] | None) -> tuple[MatmulForm, Any] | None
         return None
     stage = stages[0]
     loads = [load for load in stage.loads if not load.source.same_as(stage.body.buffer)]
-    found = next(load.source for load in loads if str(load.source.dtype) == "int32")
-    data, values = (load for load in loads if not load.source.same_as(found))
+    rows = next(load.source for load in loads if str(load.source.dtype) == "int32")
+    data, values = (load for load in loads if not load.source.same_as(rows))
     depth = Axis(tirx.Var("row", "int64"), shape_of(data.source)[-1], reduce=True)
     position = tirx.BufferLoad(data.source, [*data.indices[:-1], depth.var])
-    return panel_form(stage, depth, position, values), found
+    return panel_form(stage, depth, position, values), rows
 
 
 def independent_sums(vectors: int, machine: Machine) -> int:

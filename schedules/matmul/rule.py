@@ -30,8 +30,8 @@ def workload_of(form: MatmulForm, kernel: Kernel) -> MatmulWorkload:
     """The parameters that determine how a matmul is computed."""
     _, b_dtype, dtype = operand_dtypes(form)
     layout = "panels" if form.width else "rows" if form.b_column_stride in (0, 1) else "columns"
-    after = list(kernel.simple_stages)
-    after = after[next(i for i, stage in enumerate(after) if stage is form.stage) + 1 :]
+    epilogue = list(kernel.simple_stages)
+    epilogue = epilogue[next(i for i, stage in enumerate(epilogue) if stage is form.stage) + 1 :]
 
     def static(extent: Index) -> int:
         return extent if isinstance(extent, int) else 0
@@ -45,7 +45,7 @@ def workload_of(form: MatmulForm, kernel: Kernel) -> MatmulWorkload:
         form.width,
         dtype,
         b_dtype,
-        sum(operations(stage.body)[0] for stage in after),
+        sum(operations(stage.body)[0] for stage in epilogue),
         form.a_row_stride if isinstance(form.a_row_stride, int) else 0,
     )
 

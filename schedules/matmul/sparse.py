@@ -88,9 +88,9 @@ def share_kept(panels: np.ndarray) -> float:
 def pack_blocks(panels: np.ndarray, rows: NDArray[np.int32] | None = None) -> SparseWeight:
     """Pack a weight given as (panels, depth, width). `rows`: index entry of each row of the depth; the row number if
     None."""
-    kept = np.any(panels, axis=-1)
-    counts = kept.sum(axis=1)
-    panel, row = np.nonzero(kept)
+    nonzero = np.any(panels, axis=-1)
+    counts = nonzero.sum(axis=1)
+    panel, row = np.nonzero(nonzero)
     values = panels[panel, row]
     names = row if rows is None else rows[row]
     if not len(values):  # operands must not be empty tensors
@@ -179,7 +179,7 @@ class SparseWriter(WriterOfParts[Parts]):
             RegisterTile(rows, width, self.lanes, "float32")
             for _ in range(independent_sums(rows * -(-width // self.lanes), self.machine))
         ]
-        count_of_tiles, (sums, *others) = len(tiles), tiles
+        count_of_tiles, (sums, *more_sums) = len(tiles), tiles
         panel = tirx.FloorDiv(at.column, constant(self.form.width))
         parts: list[Stmt] = []
         first = name_value("first", self._entry(panel), parts)
@@ -208,9 +208,9 @@ class SparseWriter(WriterOfParts[Parts]):
         done = rounds * count_of_tiles
         parts += [each for tile in tiles for each in tile.cleared()]
         parts.append(repeat("round", rounds, round_of))
-        if others:
+        if more_sums:
             parts.append(repeat("left", count - done, lambda n: sequence(step(sums, first + done + n))))
-        for other in others:
+        for other in more_sums:
             parts += joined(sums, other)
         return sequence([*parts, *self._finish(sums, at)])
 
@@ -461,18 +461,18 @@ class NOfMWriter(WriterOfParts[GroupParts]):
         self, tiles: list[RegisterTile], at: tuple[Batch, Expr, Expr], words: Expr, first: Expr, number: Expr
     ) -> list[Stmt]:
         """Multiply-adds of group `number` of the word, added to the tiles in turn."""
-        (batch, row, panel), kept, every = at, self.parts.groups, lanes_of(0, self.lanes)
-        slot = (first + number) * kept.keep
+        (batch, row, panel), pattern, every = at, self.parts.groups, lanes_of(0, self.lanes)
+        slot = (first + number) * pattern.keep
         result = [prefetch(self.parts.values, panel, slot + _VALUES_AHEAD, 0)]
-        for choice in range(kept.keep):
+        for choice in range(pattern.keep):
             value, bound = bind("value", load(self.parts.values, panel, slot + choice, every), "float32", self.lanes)
-            shift = tirx.Cast("int32", (number * kept.keep + choice) * kept.bits)
+            shift = tirx.Cast("int32", (number * pattern.keep + choice) * pattern.bits)
             result.append(bound)
             tile = tiles[choice % len(tiles)]
             for i in range(tile.rows):
-                element = self.form.a_at(batch, row + i, (first + number) * kept.of)
+                element = self.form.a_at(batch, row + i, (first + number) * pattern.of)
                 *outer, start = element.indices
-                data = load(element.source, *outer, lanes_of(start, kept.of))
+                data = load(element.source, *outer, lanes_of(start, pattern.of))
                 result.append(tile.put(i, every, tile.sum(i, every) + selected(data, words, shift) * value))
         return result
 

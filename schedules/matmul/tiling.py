@@ -96,12 +96,12 @@ def split_matmul(matmul: MatmulSizes, machine: Machine, *, rows_first: bool) -> 
     results = matmul.batch * matmul.rows * matmul.columns
     may_split_depth = matmul.splits_depth and steps > 1 and results <= _MAX_JOINED
     axes, works = _axes(matmul, rows_first=rows_first), _works(matmul, results, machine)
-    found, depth = split_tasks(axes, works, machine), 0
+    split, depth = split_tasks(axes, works, machine), 0
     if may_split_depth and machine.cores > 1:
         deep = split_tasks([*axes, SplitAxis("depth", steps)], works, machine)
-        if deep.parallel and deep.weighted < _WORTH_JOINING * found.weighted:
-            found, depth = deep, deep.sizes["depth"] * _MIN_DEPTH
-    return MatmulSplit(found.parts["rows"], found.sizes["rows"], depth if depth < matmul.depth else 0)
+        if deep.parallel and deep.weighted < _WORTH_JOINING * split.weighted:
+            split, depth = deep, deep.sizes["depth"] * _MIN_DEPTH
+    return MatmulSplit(split.parts["rows"], split.sizes["rows"], depth if depth < matmul.depth else 0)
 
 
 def _works(matmul: MatmulSizes, results: int, machine: Machine) -> list[Work]:

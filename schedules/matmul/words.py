@@ -212,7 +212,7 @@ def _rounded_row(parts: Parts, operation: Operation, values: dict[Var, Expr], la
     stage = parts.words
     data, words, step = stage.loads[0].source, stage.body.buffer, stage.body.indices[-1]
     outer = [substitute(point, values) for point in list(stage.body.indices)[:-1]]
-    whole = shape_of(data)[-1] // (2 * lanes)
+    full_runs = shape_of(data)[-1] // (2 * lanes)
 
     def vector(run: Expr, lane: Expr) -> Stmt:
         first = run * (2 * lanes) + lane
@@ -223,10 +223,10 @@ def _rounded_row(parts: Parts, operation: Operation, values: dict[Var, Expr], la
         return repeat("lane", lanes, lambda lane: vector(run, lane), tirx.ForKind.VECTORIZED)
 
     def single(rest: Expr) -> Stmt:
-        return substitute(stage.body, {**values, step: rest + whole * lanes})
+        return substitute(stage.body, {**values, step: rest + full_runs * lanes})
 
-    left = shape_of(words)[-1] - whole * lanes
-    return sequence([repeat("run", whole, runs), *([repeat("rest", left, single)] if left else [])])
+    left = shape_of(words)[-1] - full_runs * lanes
+    return sequence([repeat("run", full_runs, runs), *([repeat("rest", left, single)] if left else [])])
 
 
 def _copied_row(parts: Parts, operation: Operation, values: dict[Var, Expr], lanes: int) -> Stmt:

@@ -310,16 +310,16 @@ class MatmulWriter(TileWriter):
         product = self._tasks(*divmod(columns, self.panel)) if whole else self._symbolic_columns(columns)
         return sequence(*self._sizes, product)
 
-    def _tasks(self, whole: int, rest: int) -> Stmt:
-        panels = whole + bool(rest)
+    def _tasks(self, full_panels: int, rest: int) -> Stmt:
+        panels = full_panels + bool(rest)
         panel = self.panel
 
         def body(at: Expr, columns: Callable[[Expr, int], Stmt]) -> Stmt:
-            full = columns(at * panel, panel) if whole else None
-            short = columns(index(whole * panel), rest) if rest else None
+            full = columns(at * panel, panel) if full_panels else None
+            short = columns(index(full_panels * panel), rest) if rest else None
             if full is None or short is None:
                 return full if short is None else short
-            return tirx.IfThenElse(at < whole, full, short)
+            return tirx.IfThenElse(at < full_panels, full, short)
 
         return self._parallel(panels, body)
 
@@ -342,17 +342,17 @@ class MatmulWriter(TileWriter):
         """Loops over batch, panels, row chunks and depth parts; `body` writes a panel, given a function of its first
         column and width."""
         tiles, rest = self._row_tiles()
-        found = self._split(tiles, panels)
-        parts = -(-self.form.depth.extent // found.depth) if found.depth else 1
+        split = self._split(tiles, panels)
+        parts = -(-self.form.depth.extent // split.depth) if split.depth else 1
         partial = PartialSums.of(self.form, panels, parts, self.panel) if parts > 1 else None
-        inner = [Extent("panel", panels), Extent("chunk", found.chunks)]
+        inner = [Extent("panel", panels), Extent("chunk", split.chunks)]
 
         def task(batch: Batch, leading: list[Expr], second: Expr, third: Expr, part: Expr) -> Stmt:
             panel, chunk = (third, second) if self.rows_first else (second, third)
-            block = None if partial is None else partial.block(leading, panel, part, found.depth)
+            block = None if partial is None else partial.block(leading, panel, part, split.depth)
 
             def columns(column: Expr, width: int) -> Stmt:
-                return self._rows(batch, column, width, chunk, (tiles, rest, found), block)
+                return self._rows(batch, column, width, chunk, (tiles, rest, split), block)
 
             return body(panel, columns)
 
@@ -479,10 +479,10 @@ class MatmulWriter(TileWriter):
                     return self._tile(panel.at((first + i) * self.tile_rows, self.tile_rows))
 
                 parts.append(repeat("tile", count, tile))
-        left = self._rest_rows(panel, tiles, rest)
-        if left is not None:
+        rest_code = self._rest_rows(panel, tiles, rest)
+        if rest_code is not None:
             last = isinstance(chunks, int) and chunks == 1
-            parts.append(left if last else tirx.IfThenElse(tirx.EQ(chunk, chunks - index(1)), left, None))
+            parts.append(rest_code if last else tirx.IfThenElse(tirx.EQ(chunk, chunks - index(1)), rest_code, None))
         return sequence(parts)
 
     def _blocked_tiles(self, panel: Tile, first: Expr, count: Index, per_chunk: Index) -> list[Stmt]:
@@ -506,12 +506,12 @@ class MatmulWriter(TileWriter):
             return sequence(stores)
 
         total = self.form.depth.extent
-        whole = (total - 1) // self.block  # the last block, full or not, runs the epilogue
+        full_blocks = (total - 1) // self.block  # the last block, full or not, runs the epilogue
         return [
             tirx.AllocBuffer(waiting),
             repeat("row", count * self.tile_rows, clear),
-            repeat("block", whole, lambda b: over_rows(expression(b * self.block), self.block, last=False)),
-            over_rows(index(whole * self.block), total - whole * self.block, last=True),
+            repeat("block", full_blocks, lambda b: over_rows(expression(b * self.block), self.block, last=False)),
+            over_rows(index(full_blocks * self.block), total - full_blocks * self.block, last=True),
         ]
 
     def _rest_rows(self, panel: Tile, tiles: Expr, rest: Expr) -> Stmt | None:

@@ -73,12 +73,12 @@ class Recurrent(CpuRule[RecurrentWorkload]):
 def way_to_run(recurrence: Recurrence, steps: int, samples: int, machine: Machine) -> str:
     """The axis that threads share: independent samples, the directions, or the hidden units of each step. With SERIAL,
     one thread runs all samples step by step and reads each weight once per step. Sizes are 0 if dynamic."""
-    whole = _without_units(recurrence, steps, samples, machine)
+    plain = _without_units(recurrence, steps, samples, machine)
     if machine.cores == 1:
-        return whole
+        return plain
     shared = _step_in_units(recurrence, samples, machine)
     length = steps or _TYPICAL_STEPS
-    return UNITS if shared < _WORTH_STARTING * _step(recurrence, length, samples or 1, machine, whole) else whole
+    return UNITS if shared < _WORTH_STARTING * _step(recurrence, length, samples or 1, machine, plain) else plain
 
 
 def _without_units(recurrence: Recurrence, steps: int, samples: int, machine: Machine) -> str:

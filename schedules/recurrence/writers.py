@@ -200,20 +200,20 @@ class _Run:
             T.buffer_store(self.buffers[name], value, [row, unit])
 
     def _step(self, time: Expr) -> None:
-        own, x = self.recurrence, self.operands["x"]
+        layer, x = self.recurrence, self.operands["x"]
         for number, stage in enumerate(self.stages):
             source = self.buffers[stage.source]
-            with T.serial(0, own.blocks) as block:
-                gates = GateSums(own, self.operands, stage, self.direction, block, self.team)
+            with T.serial(0, layer.blocks) as block:
+                gates = GateSums(layer, self.operands, stage, self.direction, block, self.team)
                 sums = gates.start(lambda row: (time, self.first + row))
-                if own.projects_input:
+                if layer.projects_input:
                     gates.accumulate(
-                        sums, f"w{number}", own.inputs, lambda row, k: x[time, self.first + row, k], stage.gates.index
+                        sums, f"w{number}", layer.inputs, lambda row, k: x[time, self.first + row, k], stage.gates.index
                     )
                 gates.accumulate(
                     sums,
                     f"r{number}",
-                    own.hidden,
+                    layer.hidden,
                     lambda row, k, source=source: source[row, k],  # type: ignore[misc]
                     stage.recurrent_slot,
                 )
@@ -328,33 +328,33 @@ class StepEmitter(GateSums):
         return self.state.load(self.stage.source, self.step, (self.direction, self.first + row, k))
 
     def _update(self, update: Update, sums: Expr, row: int, lane: Expr) -> None:
-        own = self.recurrence
-        at = (self.direction, self.first + row, self.block * own.lanes + lane)
+        layer = self.recurrence
+        at = (self.direction, self.first + row, self.block * layer.lanes + lane)
         state = {name: self.state.load(name, self.step, at) for name in self.state.buffers}
         for name, value in self.updated(update, sums, state, row, lane).items():
-            kept = "h" if name == "next_h" else name
-            if own.has_lengths and kept in own.cell.states:
-                value = tirx.Select(self._goes_on(row), value, state[kept])
-            self.state.store(kept, self.step, at, value)
+            state_name = "h" if name == "next_h" else name
+            if layer.has_lengths and state_name in layer.cell.states:
+                value = tirx.Select(self._goes_on(row), value, state[state_name])
+            self.state.store(state_name, self.step, at, value)
 
     def _write(self, row: int) -> None:
         """Store the new state of the block in Y: zeros past the end of a sequence."""
-        own, step = self.recurrence, self.step
+        layer, step = self.recurrence, self.step
         time, sample = self._time(row), self.first + row
 
         def store(lane: Expr) -> None:
-            unit = self.block * own.lanes + lane
+            unit = self.block * layer.lanes + lane
             value = self.state.buffers["h"][1 - step % 2, self.direction, sample, unit]
-            if own.has_lengths:
-                value = tirx.Select(self._goes_on(row), value, tirx.const(0, own.dtype))
+            if layer.has_lengths:
+                value = tirx.Select(self._goes_on(row), value, tirx.const(0, layer.dtype))
             T.buffer_store(self.state.output, value, [time, self.direction, sample, unit])
 
         def lanes() -> None:
-            if own.hidden % own.lanes == 0:
+            if layer.hidden % layer.lanes == 0:
                 with self.lanes() as lane:
                     store(lane)
                 return
-            with T.serial(0, tirx.min(own.lanes, own.hidden - self.block * own.lanes)) as lane:
+            with T.serial(0, tirx.min(layer.lanes, layer.hidden - self.block * layer.lanes)) as lane:
                 store(lane)
 
         if self.limit is None:
@@ -384,18 +384,18 @@ class QuantizedState:
 
     def emit(self, now: Expr, direction: Any) -> None:
         """Quantize the state before a step, of one direction or of all."""
-        with T.serial(0, self._directions) as own:
-            source = own if direction is None else direction
-            self._find_range(now, source, own)
+        with T.serial(0, self._directions) as slot:
+            source = slot if direction is None else direction
+            self._find_range(now, source, slot)
             with T.serial(0, self._samples) as row:
-                self._quantize(now, (source, row), (own, row))
+                self._quantize(now, (source, row), (slot, row))
                 if "zeros" in self._operands:
-                    self._sum_row((own, row))
+                    self._sum_row((slot, row))
 
     def _lanes(self) -> Any:
         return T.vectorized(0, self._recurrence.lanes)
 
-    def _find_range(self, now: Expr, source: Buffer, own: Expr) -> None:
+    def _find_range(self, now: Expr, source: Buffer, slot: Expr) -> None:
         """Scale and zero point for the range from the minimum to the maximum, zero included."""
         lanes, blocks = self._recurrence.lanes, self._recurrence.blocks
         low, high = (T.alloc_buffer([lanes], "float32", scope="local") for _ in range(2))
@@ -416,20 +416,20 @@ class QuantizedState:
         T.buffer_store(span, largest - span[0], [1])
         # A state of zeros has no range; any scale is right.
         scale = tirx.Select(span[1] == zero, tirx.const(1, "float32"), span[1] / tirx.const(255, "float32"))
-        T.buffer_store(self._scales, scale, [own])
-        start = zero - span[0] / self._scales[own]
+        T.buffer_store(self._scales, scale, [slot])
+        start = zero - span[0] / self._scales[slot]
         limited = tirx.max(tirx.min(start, tirx.const(255, "float32")), zero)
-        T.buffer_store(self._zeros, tirx.Cast("int32", tirx.nearbyint(limited)), [own])
+        T.buffer_store(self._zeros, tirx.Cast("int32", tirx.nearbyint(limited)), [slot])
 
-    def _quantize(self, now: Expr, source: tuple[Expr, Expr], own: tuple[Expr, Expr]) -> None:
+    def _quantize(self, now: Expr, source: tuple[Expr, Expr], target: tuple[Expr, Expr]) -> None:
         lanes = self._recurrence.lanes
         limits = (tirx.const(0, "int32"), tirx.const(255, "int32"))
         with T.serial(0, self._recurrence.blocks) as block, self._lanes() as lane:
             unit = block * lanes + lane
-            scaled = self._state[(now, *source, unit)] / self._scales[own[0]]
-            rounded = tirx.Cast("int32", tirx.nearbyint(scaled)) + self._zeros[own[0]]
+            scaled = self._state[(now, *source, unit)] / self._scales[target[0]]
+            rounded = tirx.Cast("int32", tirx.nearbyint(scaled)) + self._zeros[target[0]]
             value = tirx.max(tirx.min(rounded, limits[1]), limits[0])
-            T.buffer_store(self._bytes, tirx.Cast("uint8", value), [*own, unit])
+            T.buffer_store(self._bytes, tirx.Cast("uint8", value), [*target, unit])
 
     def _sum_row(self, own: tuple[Expr, Expr]) -> None:
         T.buffer_store(self._row_sums, tirx.const(0, "int32"), list(own))
@@ -440,7 +440,7 @@ class QuantizedState:
     def accumulate(self, team: StepEmitter, sums: Expr) -> None:
         """Add the products of the team's rows and the weights of its block."""
         gates, lanes = len(team.stage.gates), self._recurrence.lanes
-        own: Expr = team.direction if self._directions > 1 else 0
+        slot: Expr = team.direction if self._directions > 1 else 0
         words = self._operands["r0"]
         totals = T.alloc_buffer([team.rows * gates * lanes], "int32", scope="local")
         with T.serial(0, team.rows * gates) as row, self._lanes() as lane:
@@ -448,7 +448,7 @@ class QuantizedState:
         with T.serial(0, words.shape[2]) as k:
             for gate in range(gates):
                 for row in range(team.rows):
-                    bytes_ = self._bytes[own, team.first + row, tirx.Ramp(k * WORD_BYTES, 1, WORD_BYTES)]
+                    bytes_ = self._bytes[slot, team.first + row, tirx.Ramp(k * WORD_BYTES, 1, WORD_BYTES)]
                     word = tirx.reinterpret("int32", bytes_)
                     with self._lanes() as lane:
                         at = team.slot(row, gate, lane)
@@ -458,17 +458,17 @@ class QuantizedState:
             for gate in range(gates):
                 with self._lanes() as lane:
                     at = team.slot(row, gate, lane)
-                    total = self._centered(totals[at], team, (own, row, gate), lane)
-                    scale = self._scales[own] * team.vector("scales", gate, lane)
+                    total = self._centered(totals[at], team, (slot, row, gate), lane)
+                    scale = self._scales[slot] * team.vector("scales", gate, lane)
                     T.buffer_store(sums, sums[at] + tirx.Cast("float32", total) * scale, [at])
 
     def _centered(self, total: Expr, team: StepEmitter, at: tuple[Expr, int, int], lane: Expr) -> Expr:
         """The sum of products after subtracting both zero points."""
-        own, row, gate = at
-        total = total - self._zeros[own] * team.vector("sums", gate, lane)
+        slot, row, gate = at
+        total = total - self._zeros[slot] * team.vector("sums", gate, lane)
         if "zeros" not in self._operands:
             return total
-        rest = self._row_sums[own, team.first + row] - self._zeros[own] * self._recurrence.hidden
+        rest = self._row_sums[slot, team.first + row] - self._zeros[slot] * self._recurrence.hidden
         return total - team.vector("zeros", gate, lane) * rest
 
 
@@ -504,16 +504,16 @@ class _Lockstep:
 
     def _allocate(self) -> None:
         """Allocate the state, padded to whole teams and blocks, with its initial values."""
-        own = self.recurrence
+        layer = self.recurrence
         rows: Expr = (self.samples + (TEAM - 1)) // TEAM * TEAM
         if self.fixed is not None:
             rows = self.fixed
-        names = {*own.cell.states, *({"z", "reset_h"} if len(own.stages[0]) > 1 else ())}
+        names = {*layer.cell.states, *({"z", "reset_h"} if len(layer.stages[0]) > 1 else ())}
         for name in sorted(names):
-            shape = [own.directions, rows, own.width]
-            self.state.buffers[name] = T.alloc_buffer([2, *shape] if name == "h" else shape, own.dtype)
-        for name in own.cell.states:
-            with T.serial(0, own.directions) as d, T.serial(0, rows) as row, T.serial(0, own.width) as unit:
+            shape = [layer.directions, rows, layer.width]
+            self.state.buffers[name] = T.alloc_buffer([2, *shape] if name == "h" else shape, layer.dtype)
+        for name in layer.cell.states:
+            with T.serial(0, layer.directions) as d, T.serial(0, rows) as row, T.serial(0, layer.width) as unit:
                 position = [d, row, unit]
                 value = self._initial(name, d, row, unit)
                 T.buffer_store(self.state.buffers[name], value, [0, *position] if name == "h" else position)
@@ -528,18 +528,18 @@ class _Lockstep:
 
     def _run(self, direction: Expr | None) -> None:
         """All steps, of one direction or of all."""
-        own = self.recurrence
-        directions = own.directions if direction is None else 1
-        if own.quantized:
-            self.quantized = QuantizedState(own, self.operands, self.state.buffers["h"], directions)
+        layer = self.recurrence
+        directions = layer.directions if direction is None else 1
+        if layer.quantized:
+            self.quantized = QuantizedState(layer, self.operands, self.state.buffers["h"], directions)
         blocks = T.parallel if self.split == UNITS else T.serial
         with T.serial(0, self.steps, annotations={SERIAL_REASON: RECURRENCE}) as step:
             if self.quantized is not None:
                 self.quantized.emit(step % 2, direction)
-            for number in range(len(own.stages[0])):
-                with blocks(0, directions * own.blocks) as position:
-                    d = position // own.blocks if direction is None else direction
-                    block = position % own.blocks if directions > 1 else position
+            for number in range(len(layer.stages[0])):
+                with blocks(0, directions * layer.blocks) as position:
+                    d = position // layer.blocks if direction is None else direction
+                    block = position % layer.blocks if directions > 1 else position
                     self._block(number, step, d, block)
 
     def _block(self, number: int, step: Expr, direction: Expr, block: Expr) -> None:
@@ -560,12 +560,12 @@ class _Lockstep:
             StepEmitter(self.recurrence, self.operands, stage, *at).emit(self.quantized)
 
         if self.fixed is not None:
-            whole, rest = divmod(self.fixed, TEAM)
-            if whole:
-                with T.serial(0, whole) as team:
+            full_teams, rest = divmod(self.fixed, TEAM)
+            if full_teams:
+                with T.serial(0, full_teams) as team:
                     emit(team * TEAM, TEAM)
             if rest:
-                emit(tirx.IntImm("int64", whole * TEAM), rest)
+                emit(tirx.IntImm("int64", full_teams * TEAM), rest)
             return
         rest = self.samples % TEAM
         with T.serial(0, self.samples // TEAM) as team:
@@ -577,9 +577,13 @@ class _Lockstep:
 
     def _finish(self) -> None:
         """The last states."""
-        own = self.recurrence
-        for out, name in zip(self.outs[1:], own.cell.states, strict=True):
-            with T.serial(0, own.directions) as d, T.serial(0, self.samples) as row, T.serial(0, own.hidden) as unit:
+        layer = self.recurrence
+        for out, name in zip(self.outs[1:], layer.cell.states, strict=True):
+            with (
+                T.serial(0, layer.directions) as d,
+                T.serial(0, self.samples) as row,
+                T.serial(0, layer.hidden) as unit,
+            ):
                 at = [d, row, unit]
                 buffer = self.state.buffers[name]
                 value = buffer[(self.steps % 2, *at)] if name == "h" else buffer[tuple(at)]

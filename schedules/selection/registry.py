@@ -16,12 +16,12 @@ ENTRY_POINT_GROUP = "tensorwright.schedules"
 
 
 def _own_rules() -> list[type[AnyRule]]:
-    found = []
+    classes = []
     for module in modules_of("schedules", skip=("schedules.gpu",)):
         for value in vars(module).values():
             if _is_rule(value) and not inspect.isabstract(value) and value.__module__ == module.__name__:
-                found.append(value)
-    return found
+                classes.append(value)
+    return classes
 
 
 def _is_rule(value: object) -> TypeGuard[type[AnyRule]]:

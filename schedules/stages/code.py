@@ -86,13 +86,13 @@ def _interleaved(plan: NestPlan, axis: Loop, start: Expr, lanes: int, rest: Mapp
     statements: list[Stmt] = []
     vectors = []
     for store in stores:
-        held = tirx.decl_buffer([lanes], str(store.buffer.dtype), "stored", scope="local", layout=None)
+        copy = tirx.decl_buffer([lanes], str(store.buffer.dtype), "stored", scope="local", layout=None)
 
-        def element(lane: Expr, store: Stmt = store, held: Expr = held) -> Stmt:
-            return tirx.BufferStore(held, substitute(store.value, {**rest, axis.var: start + lane}), [lane])
+        def element(lane: Expr, store: Stmt = store, copy: Expr = copy) -> Stmt:
+            return tirx.BufferStore(copy, substitute(store.value, {**rest, axis.var: start + lane}), [lane])
 
-        statements += [tirx.AllocBuffer(held), repeat("lane", lanes, element, VECTORIZED)]
-        vectors.append(tirx.BufferLoad(held, [ramp(index(0), lanes)]))
+        statements += [tirx.AllocBuffer(copy), repeat("lane", lanes, element, VECTORIZED)]
+        vectors.append(tirx.BufferLoad(copy, [ramp(index(0), lanes)]))
     *outer, last = [substitute(point, first) for point in stores[0].indices]
     for number in range(len(stores)):
         positions = [divmod(number * lanes + lane, len(stores)) for lane in range(lanes)]
@@ -113,10 +113,10 @@ def _vector_store(plan: NestPlan, axis: Loop, at: Expr, count: int, rest: Mappin
 
     def store(first: Index, lanes: int) -> Stmt:
         start = at + first
-        statements, held = apart.read(start, lanes, rest)
+        statements, buffers = apart.read(start, lanes, rest)
 
         def element(lane: Expr) -> Stmt:
-            return substitute(apart.placed(plan.nest.stage.body, held, lane), {**rest, axis.var: start + lane})
+            return substitute(apart.placed(plan.nest.stage.body, buffers, lane), {**rest, axis.var: start + lane})
 
         return sequence([*statements, repeat("lane", lanes, element, VECTORIZED, dtype)])
 
@@ -142,43 +142,43 @@ def over_axis(plan: NestPlan, axis: Loop, machine: Machine, write: Write, step: 
 
     The axis is split into runs, multiples of `step`, if the others are too short to keep every thread busy.
     """
-    others = [loop for loop in plan.nest.spatial if loop is not axis]
+    outer = [loop for loop in plan.nest.spatial if loop is not axis]
     dtype = str(axis.var.ty)
     if not isinstance(axis.extent, int):
-        return _over_symbolic(plan, axis, others, machine, write)
+        return _over_symbolic(plan, axis, outer, machine, write)
     run = axis.extent
-    if plan.threads is not False and product(loop.extent for loop in others) is not None:
-        found = split_nest([loop.extent for loop in others], machine, plan.cycles, ceil_div(axis.extent, step))
+    if plan.threads is not False and product(loop.extent for loop in outer) is not None:
+        found = split_nest([loop.extent for loop in outer], machine, plan.cycles, ceil_div(axis.extent, step))
         run = min(run, found.run * step)
-    whole, left = divmod(axis.extent, run)
+    full_runs, remaining = divmod(axis.extent, run)
 
     def body(values: list[Expr]) -> Stmt:
-        mapping = {loop.var: value for loop, value in zip(others, values[: len(others)], strict=True)}
+        mapping = {loop.var: value for loop, value in zip(outer, values[: len(outer)], strict=True)}
         if run == axis.extent:
             return write(index(0, dtype), run, mapping)
         here = write(values[-1] * run, run, mapping)
-        if not left:
+        if not remaining:
             return here
-        return tirx.IfThenElse(values[-1] < whole, here, write(index(whole * run, dtype), left, mapping))
+        return tirx.IfThenElse(values[-1] < full_runs, here, write(index(full_runs * run, dtype), remaining, mapping))
 
-    runs = [Extent(f"{axis.var.name}_run", whole + (left > 0), dtype)] if run < axis.extent else []
-    return parallel_grid([*extents_of(others), *runs], body, machine, parallel=plan.threads, cycles=plan.cycles)
+    runs = [Extent(f"{axis.var.name}_run", full_runs + (remaining > 0), dtype)] if run < axis.extent else []
+    return parallel_grid([*extents_of(outer), *runs], body, machine, parallel=plan.threads, cycles=plan.cycles)
 
 
-def _over_symbolic(plan: NestPlan, axis: Loop, others: Sequence[Loop], machine: Machine, write: Write) -> Stmt:
+def _over_symbolic(plan: NestPlan, axis: Loop, outer: Sequence[Loop], machine: Machine, write: Write) -> Stmt:
     """Loops over full vectors, then single elements, of the axis or of a run of it."""
     dtype = str(axis.var.ty)
     lanes = index(plan.lanes, dtype)
 
     def stretch(start: Expr, length: Expr, mapping: Mapping[Any, Expr]) -> Stmt:
-        whole = tirx.FloorDiv(length, lanes)
-        vectors = repeat("vector", whole, lambda i: write(start + i * lanes, plan.lanes, mapping), dtype=dtype)
-        left = length - whole * lanes
-        single = repeat("rest", left, lambda i: write(start + whole * lanes + i, 1, mapping), dtype=dtype)
+        full = tirx.FloorDiv(length, lanes)
+        vectors = repeat("vector", full, lambda i: write(start + i * lanes, plan.lanes, mapping), dtype=dtype)
+        remaining = length - full * lanes
+        single = repeat("rest", remaining, lambda i: write(start + full * lanes + i, 1, mapping), dtype=dtype)
         return sequence([vectors, single])
 
     def body(values: list[Expr]) -> Stmt:
-        mapping = {loop.var: value for loop, value in zip(others, values[: len(others)], strict=True)}
+        mapping = {loop.var: value for loop, value in zip(outer, values[: len(outer)], strict=True)}
         extent = substitute(axis.extent, mapping)
         if not runs:
             return stretch(index(0, dtype), extent, mapping)
@@ -187,10 +187,10 @@ def _over_symbolic(plan: NestPlan, axis: Loop, others: Sequence[Loop], machine: 
 
     run = index(_VECTORS_OF_A_RUN * plan.lanes, dtype)
     runs = []
-    if _needs_runs(plan, axis, others, machine):
+    if _needs_runs(plan, axis, outer, machine):
         count = tirx.FloorDiv(axis.extent + (run - 1), run)
         runs = [Extent(f"{axis.var.name}_run", count, dtype)]
-    return parallel_grid([*extents_of(others), *runs], body, machine, parallel=plan.threads, cycles=plan.cycles)
+    return parallel_grid([*extents_of(outer), *runs], body, machine, parallel=plan.threads, cycles=plan.cycles)
 
 
 def _needs_runs(plan: NestPlan, axis: Loop, others: Sequence[Loop], machine: Machine) -> bool:
@@ -267,7 +267,7 @@ class _Reduction:
         """At most `_ACCUMULATORS` vectors of results, held in registers while summing."""
         dtype = str(axis.var.ty)
         lanes = min(self.lanes, count)
-        held = tirx.decl_buffer([count], reduction.dtype, "accumulator", scope="local", layout=None)
+        totals = tirx.decl_buffer([count], reduction.dtype, "accumulator", scope="local", layout=None)
 
         def each(make: Callable[[Expr, Expr], Stmt]) -> Stmt:
             """`make(position in held, position in the axis)` for all of them."""
@@ -283,7 +283,7 @@ class _Reduction:
         def at_point(expr: Node, point: Expr) -> Node:
             return substitute(expr, {**rest, axis.var: point})
 
-        start = each(lambda i, point: tirx.BufferStore(held, at_point(reduction.start, point), [i]))
+        start = each(lambda i, point: tirx.BufferStore(totals, at_point(reduction.start, point), [i]))
         apart = StridedLoads(self.nest, axis)
 
         def update(u: int) -> Stmt:
@@ -292,20 +292,20 @@ class _Reduction:
 
             def add(lane: Expr) -> Stmt:
                 position = expression(u * lanes + lane, dtype)
-                own = tirx.BufferLoad(held, [position])
+                total = tirx.BufferLoad(totals, [position])
                 value = at_point(apart.placed(reduction.value, read, lane), at + u * lanes + lane)
-                return tirx.BufferStore(held, reduction.combiner.combine(own, value), [position])
+                return tirx.BufferStore(totals, reduction.combiner.combine(total, value), [position])
 
             return sequence([*statements, repeat("lane", lanes, add, VECTORIZED, dtype)])
 
         updates = sequence([update(u) for u in range(count // lanes)])
         write = each(
             lambda i, point: at_point(
-                tirx.BufferStore(reduction.store.buffer, tirx.BufferLoad(held, [i]), list(reduction.store.indices)),
+                tirx.BufferStore(reduction.store.buffer, tirx.BufferLoad(totals, [i]), list(reduction.store.indices)),
                 point,
             )
         )
-        return sequence([tirx.AllocBuffer(held), start, nested(self.nest.reduction, updates), write])
+        return sequence([tirx.AllocBuffer(totals), start, nested(self.nest.reduction, updates), write])
 
     def _along(self, reduction: Reduction, axis: Loop, rest: Mapping[Var, Expr]) -> Stmt:
         """One result, summed in the lanes of several accumulators that are joined at the end."""
@@ -314,18 +314,18 @@ class _Reduction:
         static = isinstance(axis.extent, int)
         registers = min(_ACCUMULATORS, axis.extent // lanes) if static else _ACCUMULATORS
         group = lanes * registers
-        held = tirx.decl_buffer([group], reduction.dtype, "accumulator", scope="local", layout=None)
+        totals = tirx.decl_buffer([group], reduction.dtype, "accumulator", scope="local", layout=None)
         combine = reduction.combiner.combine
 
         def load(i: Expr) -> Expr:
-            return tirx.BufferLoad(held, [i])
+            return tirx.BufferLoad(totals, [i])
 
         def vector(count: int, make: Callable[[Expr], Stmt]) -> Stmt:
             return repeat("lane", count, lambda lane: make(expression(lane, dtype)), VECTORIZED, dtype)
 
         def accumulate(i: Expr, point: Expr) -> Stmt:
             value = substitute(reduction.value, {**rest, axis.var: point})
-            return tirx.BufferStore(held, combine(load(i), value), [i])
+            return tirx.BufferStore(totals, combine(load(i), value), [i])
 
         def in_group(at: Expr) -> Stmt:
             return repeat(
@@ -336,13 +336,13 @@ class _Reduction:
                 dtype,
             )
 
-        whole = axis.extent // group if static else tirx.FloorDiv(axis.extent, index(group, dtype))
-        parts = [repeat("group", whole, lambda g: in_group(g * group), dtype=dtype)]
-        done = whole * group
-        left = axis.extent - done
+        groups = axis.extent // group if static else tirx.FloorDiv(axis.extent, index(group, dtype))
+        parts = [repeat("group", groups, lambda g: in_group(g * group), dtype=dtype)]
+        done = groups * group
+        remaining = axis.extent - done
         # The remainder of a group: whole vectors, then a shorter one, or single elements if the extent is symbolic.
-        vectors = left // lanes if static else tirx.FloorDiv(left, index(lanes, dtype))
-        single, first = left - vectors * lanes, done + vectors * lanes
+        vectors = remaining // lanes if static else tirx.FloorDiv(remaining, index(lanes, dtype))
+        single, first = remaining - vectors * lanes, done + vectors * lanes
 
         def whole_vector(i: Index) -> Stmt:
             at = done + i * lanes
@@ -356,13 +356,13 @@ class _Reduction:
             parts.append(repeat("rest", single, lambda i: accumulate(index(0, dtype), first + i), dtype=dtype))
         body = nested([loop for loop in self.nest.reduction if loop is not axis], sequence(parts))
         identity = substitute(reduction.identity(), rest)
-        start = vector(group, lambda i: tirx.BufferStore(held, identity, [i]))
-        joined = join(held, group, combine, dtype)
+        start = vector(group, lambda i: tirx.BufferStore(totals, identity, [i]))
+        joined = join(totals, group, combine, dtype)
         result = load(index(0, dtype))
         if reduction.joins_start():
             result = combine(substitute(reduction.start, rest), result)
         write = substitute(tirx.BufferStore(reduction.store.buffer, result, list(reduction.store.indices)), rest)
-        return sequence([tirx.AllocBuffer(held), start, body, *joined, write])
+        return sequence([tirx.AllocBuffer(totals), start, body, *joined, write])
 
 
 def join(held: Expr, count: int, combine: Callable[[Expr, Expr], Expr], dtype: str) -> list[Stmt]:

@@ -108,14 +108,14 @@ class FusedKernel:
         def visit(load: Expr) -> Expr | None:
             nonlocal elsewhere
             used = any(uses(index, var) for index in load.indices for var in rows)
-            own = len(load.indices) >= first + rank
-            own = own and structural_equal(list(load.source.ty.shape)[dimensions], list(target.ty.shape)[dimensions])
-            own = own and all(
+            fits = len(load.indices) >= first + rank
+            fits = fits and structural_equal(list(load.source.ty.shape)[dimensions], list(target.ty.shape)[dimensions])
+            fits = fits and all(
                 index.same_as(var) for index, var in zip(list(load.indices)[dimensions], rows, strict=True)
             )
             others = [index for at, index in enumerate(load.indices) if not first <= at < first + rank]
-            own = own and not any(uses(index, var) for index in others for var in rows)
-            elsewhere = elsewhere or (used and not own)
+            fits = fits and not any(uses(index, var) for index in others for var in rows)
+            elsewhere = elsewhere or (used and not fits)
             return tirx.Var("loaded", load.ty)
 
         rest = map_loads(value, visit)
@@ -130,10 +130,10 @@ class FusedKernel:
 
     def function(self, body: Stmt, machine: Machine, *, keep_loops: bool = False) -> PrimFunc:
         """The PrimFunc with the anchor computed by `body`; with `keep_loops` LLVM does not transform its loops."""
-        kept = [buffer for buffer in self.kernel.intermediates if self._needs(buffer)]
-        before = [stage_code(stage, machine) for stage in self._before]
+        intermediates = [buffer for buffer in self.kernel.intermediates if self._needs(buffer)]
+        producers = [stage_code(stage, machine) for stage in self._before]
         after = [] if self._fused is not None else [stage_code(stage, machine) for stage in self._after]
-        function = build_function(self.kernel, [*before, body, *after], kept)
+        function = build_function(self.kernel, [*producers, body, *after], intermediates)
         return function.with_attr(KEPT_LOOPS, tirx.IntImm("bool", 1)) if keep_loops else function
 
     def _needs(self, buffer: Buffer) -> bool:

@@ -97,12 +97,12 @@ class StridedLoads:
         statements: list[Stmt] = []
         buffers = []
         for access, stride in self._loads:
-            held = tirx.decl_buffer([lanes], str(access.buffer.dtype), "apart", scope="local", layout=None)
+            copy = tirx.decl_buffer([lanes], str(access.buffer.dtype), "apart", scope="local", layout=None)
             offset = {**rest, self.axis.var: start}
             vector = _strided(access.buffer, [substitute(point, offset) for point in access.indices], stride, lanes)
-            statements.append(tirx.AllocBuffer(held))
-            statements.append(tirx.BufferStore(held, vector, [ramp(index(0), lanes)]))
-            buffers.append(held)
+            statements.append(tirx.AllocBuffer(copy))
+            statements.append(tirx.BufferStore(copy, vector, [ramp(index(0), lanes)]))
+            buffers.append(copy)
         return statements, buffers
 
     def placed(self, root: Node, buffers: list[Buffer], lane: Expr) -> Node:
@@ -111,9 +111,9 @@ class StridedLoads:
             return root
 
         def replace(load: Expr) -> Expr:
-            for (access, _), held in zip(self._loads, buffers, strict=True):
+            for (access, _), copy in zip(self._loads, buffers, strict=True):
                 if access.is_at(load.source, load.indices):
-                    return tirx.BufferLoad(held, [lane])
+                    return tirx.BufferLoad(copy, [lane])
             return None
 
         return map_loads(root, replace)
@@ -208,16 +208,16 @@ def _element_of_few(stage: Stage) -> tuple[int, int] | None:
 
 def _follows(waiting: Sequence[Stage], piece: Stage) -> bool:
     """True if a stage stores the next element of that dimension, at the same offset as the ones before."""
-    first, other = waiting[0].body, piece.store
-    if other is None or _element_of_few(piece) != (len(waiting), shape_of(first.buffer)[-1]):
+    first, store = waiting[0].body, piece.store
+    if store is None or _element_of_few(piece) != (len(waiting), shape_of(first.buffer)[-1]):
         return False
     if len(piece.axes) != len(waiting[0].axes):
         return False
     pairs = zip(waiting[0].axes, piece.axes, strict=True)
     if not all(mine is its or mine.extent == its.extent == 1 for mine, its in pairs):
         return False
-    same = structural_equal(list(first.indices)[:-1], list(other.indices)[:-1])
-    return bool(other.buffer.same_as(first.buffer)) and bool(same)
+    same = structural_equal(list(first.indices)[:-1], list(store.indices)[:-1])
+    return bool(store.buffer.same_as(first.buffer)) and bool(same)
 
 
 def _with_interleaved_stores(stage: Stage) -> Stage | None:
@@ -255,14 +255,14 @@ def _one_store_each(stage: Stage, position: int) -> Stage | None:
 
 def _whole(stage: Stage, bodies: Sequence[Stmt], axes: Sequence[Axis]) -> Stage | None:
     """The stores as one stage; None if they are not interleaved along any of its axes."""
-    whole = Stage(stage.name, tuple(axes), tirx.SeqStmt(list(bodies)), None, stage.annotations)
-    if not _stores_one_buffer(whole):
+    merged = Stage(stage.name, tuple(axes), tirx.SeqStmt(list(bodies)), None, stage.annotations)
+    if not _stores_one_buffer(merged):
         return None
-    accesses = accesses_of(whole.body)
+    accesses = accesses_of(merged.body)
     for axis in axes:
         long = not isinstance(axis.extent, int) or axis.extent >= _MIN_EXTENT
         if long and _is_interleaved(accesses, [access.stride(axis.var) for access in accesses], len(bodies)):
-            return whole
+            return merged
     return None
 
 
@@ -283,11 +283,11 @@ def block_size(stage: Stage, machine: Machine) -> int | None:
 
 def picked(parts: Sequence[Part], size: int) -> Expr:
     """A vector of `size` lanes from vectors of the same length. Lanes that no part covers are undefined."""
-    (vector, chosen), *others = parts
+    (vector, chosen), *rest = parts
     picks = [chosen.get(lane, lane) for lane in range(size)]
-    for other, offsets in others or [(vector, chosen)]:
+    for second, offsets in rest or [(vector, chosen)]:
         picks = [size + offsets[lane] if lane in offsets else pick for lane, pick in enumerate(picks)]
-        vector, picks = tirx.Shuffle([vector, other], picks), list(range(size))
+        vector, picks = tirx.Shuffle([vector, second], picks), list(range(size))
     return vector
 
 
@@ -330,22 +330,22 @@ def parts_of(
 def _offset(indices: Sequence[Expr], var: Var, values: Mapping[Var, int]) -> tuple[tuple[int | None, ...], int | None]:
     """The outer indices as functions of `var`, and the offset in the last dimension: None if not constant."""
     *outer, last = indices
-    found = tuple(_value(point, values) if uses(point, var) else None for point in outer)
-    if any(each is None and uses(point, var) for each, point in zip(found, outer, strict=True)):
-        return found, None
-    return found, _value(last, values)
+    offsets = tuple(_value(point, values) if uses(point, var) else None for point in outer)
+    if any(each is None and uses(point, var) for each, point in zip(offsets, outer, strict=True)):
+        return offsets, None
+    return offsets, _value(last, values)
 
 
 def _windows(offsets: Mapping[int, int], size: int, width: int) -> list[tuple[int, dict[int, int]]]:
     """Vectors of `size` neighbors within a row of `width` that cover these offsets: the start of each, and its lane for
     each offset."""
-    found: list[tuple[int, dict[int, int]]] = []
+    windows: list[tuple[int, dict[int, int]]] = []
     rest = dict(offsets)
     while rest:
         start = min([*rest.values(), width - size])
-        found.append((start, {lane: at - start for lane, at in rest.items() if at < start + size}))
+        windows.append((start, {lane: at - start for lane, at in rest.items() if at < start + size}))
         rest = {lane: at for lane, at in rest.items() if at >= start + size}
-    return found
+    return windows
 
 
 def _value(expr: Expr, values: Mapping[Var, int]) -> int | None:
@@ -493,13 +493,13 @@ def permuted_lanes(stage: Stage, machine: Machine) -> list[Stage] | None:
     count = product(axis.extent for axis in along)
     if count is None or count > _MAX_BLOCKS:
         return None
-    made: list[Stage] = []
+    blocks: list[Stage] = []
     for values in itertools.product(*(range(axis.extent) for axis in along)):
         block = _block(stage, lane, dict(zip((axis.var for axis in along), values, strict=True)))
         if block is None:
             return None
-        made.append(block)
-    return made
+        blocks.append(block)
+    return blocks
 
 
 def _is_mixed(axis: Axis, lane: Axis, load: Expr) -> bool:

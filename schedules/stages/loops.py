@@ -102,9 +102,9 @@ def loop_nest_of(stage: Stage) -> LoopNest:
     reduction = _collapse([axis for axis in axes if axis.reduce], loops, free, mapping)
     body = substitute(body, mapping)
     init = None if init is None else substitute(init, mapping)
-    kept = tuple(Axis(loop.var, loop.extent) for loop in spatial)
-    kept += tuple(Axis(loop.var, loop.extent, reduce=True) for loop in reduction)
-    collapsed = Stage(stage.name, kept, body, init, stage.annotations)
+    nest_axes = tuple(Axis(loop.var, loop.extent) for loop in spatial)
+    nest_axes += tuple(Axis(loop.var, loop.extent, reduce=True) for loop in reduction)
+    collapsed = Stage(stage.name, nest_axes, body, init, stage.annotations)
     return LoopNest(collapsed, tuple(spatial), tuple(reduction), tuple(accesses_of(body)) if mapping else accesses)
 
 
@@ -160,25 +160,25 @@ def split_axes(stage: Stage) -> list[Stage]:
     waiting = [stage]
     while waiting:
         piece = waiting.pop(0)
-        found = _next_split(piece) if len(done) + len(waiting) < _MAX_SPLIT_PIECES else None
-        if found is None:
+        pieces = _next_split(piece) if len(done) + len(waiting) < _MAX_SPLIT_PIECES else None
+        if pieces is None:
             done.append(piece)
         else:
-            waiting = [with_plain_indices(each) for each in found] + waiting
+            waiting = [with_plain_indices(each) for each in pieces] + waiting
     return done
 
 
 def _next_split(stage: Stage) -> list[Stage] | None:
     """The stage split along an axis that an index divides, or along which an index changes direction; None if there is
     none."""
-    found, bends = _divided_axes(stage)
+    splits, bends = _divided_axes(stage)
     for position, axis in enumerate(stage.axes):
-        seams = [-offset % factor for divided, factor, offset in found if divided == position and offset % factor]
+        seams = [-offset % factor for divided, factor, offset in splits if divided == position and offset % factor]
         seams += [seam for bent, seam in bends if bent == position]
         inside = sorted(seam for seam in seams if 0 < seam < axis.extent)
         if inside and not axis.reduce:  # the blocks begin inside the loop
             return _cut_at(stage, position, inside[:1])
-        factors = [factor for divided, factor, offset in found if divided == position and not offset % factor]
+        factors = [factor for divided, factor, offset in splits if divided == position and not offset % factor]
         serving = [factor for factor in factors if _serves(axis, factor)]
         if serving:
             return split_axis(stage, position, max(serving))
@@ -188,7 +188,7 @@ def _next_split(stage: Stage) -> list[Stage] | None:
 def _divided_axes(stage: Stage) -> tuple[list[tuple[int, int, int]], list[tuple[int, int]]]:
     """(position, factor, offset) for each `(axis + offset) // factor`, or remainder, of an axis of known extent, and
     (position, index) for each minimum or maximum, at which the other operand takes over."""
-    found: list[tuple[int, int, int]] = []
+    divided: list[tuple[int, int, int]] = []
     bends: list[tuple[int, int]] = []
     static = [(position, axis.var) for position, axis in enumerate(stage.axes) if isinstance(axis.extent, int)]
 
@@ -200,7 +200,7 @@ def _divided_axes(stage: Stage) -> tuple[list[tuple[int, int, int]], list[tuple[
             if coefficient_of(node.a, var) == 1:
                 rest = _without(node.a, var)
                 if isinstance(rest, int):
-                    found.append((position, factor, rest))
+                    divided.append((position, factor, rest))
 
     def bend(node: Expr) -> None:
         difference = node.a - node.b
@@ -213,7 +213,7 @@ def _divided_axes(stage: Stage) -> tuple[list[tuple[int, int, int]], list[tuple[
     for access in accesses_of(stage.body):
         for point in access.indices:
             structural_walk(point, [((tirx.FloorDiv, tirx.FloorMod), divide), ((tirx.Min, tirx.Max), bend)])
-    return found, bends
+    return divided, bends
 
 
 def _without(expr: Expr, var: Var) -> Index:
@@ -232,15 +232,15 @@ def split_axis(stage: Stage, position: int, factor: int) -> list[Stage]:
     axis = stage.axes[position]
     dtype = str(axis.var.ty)
     if isinstance(axis.extent, int):
-        whole, rest = divmod(axis.extent, factor)
+        parts, rest = divmod(axis.extent, factor)
     else:
-        whole, rest = simplified(tirx.floordiv(axis.extent, index(factor, dtype))), 0
-    outer = Axis(tirx.Var(f"{axis.name}_outer", dtype), whole, axis.reduce)
+        parts, rest = simplified(tirx.floordiv(axis.extent, index(factor, dtype))), 0
+    outer = Axis(tirx.Var(f"{axis.name}_outer", dtype), parts, axis.reduce)
     inner = Axis(tirx.Var(f"{axis.name}_inner", dtype), factor, axis.reduce)
     pieces = [stage.with_axes(position, (outer, inner), outer.var * index(factor, dtype) + inner.var)]
     if rest:
         last = Axis(tirx.Var(f"{axis.name}_rest", dtype), rest, axis.reduce)
-        pieces.append(stage.with_axes(position, (last,), index(whole * factor, dtype) + last.var))
+        pieces.append(stage.with_axes(position, (last,), index(parts * factor, dtype) + last.var))
     return pieces
 
 
@@ -304,14 +304,14 @@ def _cuts(stage: Stage, position: int) -> list[int]:
     return sorted(point for point in found if 0 < point < axis.extent)
 
 
-def _thresholds(comparison: Expr, var: Var, others: Sequence[Axis]) -> list[int]:
+def _thresholds(comparison: Expr, var: Var, axes: Sequence[Axis]) -> list[int]:
     """Values of `var` at which `a < b` or a similar comparison changes. Empty if it is not linear in `var`, or if other
     axes move it by more than a step of `var` does."""
     difference = comparison.a - comparison.b
     factor = coefficient_of(difference, var)
     if not factor:
         return []
-    analyzer = bound_analyzer(others)
+    analyzer = bound_analyzer(axes)
     rest = analyzer.simplify(substitute(difference, {var: index(0, str(var.ty))}))
     if not isinstance(constant_int(rest), int) and abs(factor) == 1:
         return []

@@ -163,14 +163,14 @@ def plan_stage(stage: Stage, machine: Machine, *, threads: bool | Expr | None = 
 
 def _nests(stage: Stage, machine: Machine) -> list[Stage]:
     """The stage in pieces without branches and with contiguous memory accesses, as far as possible."""
-    found: list[Stage] = []
+    nests: list[Stage] = []
     for branch in split_branches(stage):
         piece = with_plain_indices(branch)
         runs = split_axes(piece)
         if any(is_part_of_block(run, machine) for run in join_runs(runs, machine)):
             runs = permuted_lanes(piece, machine) or ([piece] if is_run(piece, machine) else runs)
-        found += runs
-    return join_runs(interleave(found), machine)
+        nests += runs
+    return join_runs(interleave(nests), machine)
 
 
 def _shared_axis(stage: Stage, pieces: Sequence[Stage], machine: Machine) -> Axis | None:
@@ -180,12 +180,12 @@ def _shared_axis(stage: Stage, pieces: Sequence[Stage], machine: Machine) -> Axi
     if len(pieces) < 2 or pays_off(total, machine) is not True:
         return None
     *outer, _ = stage.spatial  # vectors run along the last loop
-    whole = [axis for axis in outer if isinstance(axis.extent, int) and all(axis in piece.axes for piece in pieces)]
+    common = [axis for axis in outer if isinstance(axis.extent, int) and all(axis in piece.axes for piece in pieces)]
     cycles = step_cycles(total)
     start = start_cycles(machine.cores)
-    times = [cycles * busiest_share(axis.extent, machine.cores) + start for axis in whole]
+    times = [cycles * busiest_share(axis.extent, machine.cores) + start for axis in common]
     apart = cycles / machine.cores + len(pieces) * start
-    return whole[times.index(min(times))] if times and min(times) <= apart else None
+    return common[times.index(min(times))] if times and min(times) <= apart else None
 
 
 def _piece_plan(stage: Stage, machine: Machine, threads: bool | Expr | None) -> NestPlan | None:
@@ -209,9 +209,13 @@ def _elementwise_plan(nest: LoopNest, machine: Machine, threads: bool | Expr) ->
     lanes = nest.lanes(machine)
     axis = interleaved_axis(nest) or _vector_axis(nest)
     if axis is None:
-        found = find_transpose(nest)
-        if found is not None and not _has_branch_on(nest, found.target) and not _has_branch_on(nest, found.source):
-            return NestPlan(nest, lanes, threads, transpose=found)
+        transpose = find_transpose(nest)
+        if (
+            transpose is not None
+            and not _has_branch_on(nest, transpose.target)
+            and not _has_branch_on(nest, transpose.source)
+        ):
+            return NestPlan(nest, lanes, threads, transpose=transpose)
         axis = strided_axis(nest) or (gathered_axis(nest) if lanes >= _MIN_VECTOR else None)
     if axis is None or _has_branch_on(nest, axis):
         return NestPlan(nest, lanes, threads)

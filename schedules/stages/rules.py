@@ -275,14 +275,14 @@ def _in_parts(
     shape = [expression(each, dtype) for each in (parts, *(each.extent for each in spatial))]
     partial = tirx.decl_buffer(shape, reduction.dtype, "partial", layout=None)
     mapping = {axis.var: part * length + inner}
-    found = tirx.BufferLoad(partial, [part, *(each.var for each in spatial)])
-    value = reduction.update(found, substitute(reduction.value, mapping))
+    total = tirx.BufferLoad(partial, [part, *(each.var for each in spatial)])
+    value = reduction.update(total, substitute(reduction.value, mapping))
     inside = [Axis(inner, rest, reduce=True) if each is axis else each for each in stage.reduction]
     first = Stage(
         f"{stage.name}_parts",
         (Axis(part, parts), *spatial, *inside),
-        tirx.BufferStore(partial, value, list(found.indices)),
-        tirx.BufferStore(partial, reduction.identity(), list(found.indices)),
+        tirx.BufferStore(partial, value, list(total.indices)),
+        tirx.BufferStore(partial, reduction.identity(), list(total.indices)),
     )
     position = list(reduction.store.indices)
     read = tirx.BufferLoad(partial, [join, *(each.var for each in spatial)])
@@ -511,9 +511,9 @@ def plan_rows(stages: Sequence[Stage], intermediates: Sequence[Expr], machine: M
             return None
     buffers = []
     for buffer in intermediates:
-        kept = _kept_dimensions(buffer, stages, shared)
-        shape = [shape_of(buffer)[k] for k in kept] or [1]
-        buffers.append((buffer, kept, tirx.decl_buffer(shape, str(buffer.dtype), f"{buffer.name}_row", layout=None)))
+        axes = _kept_dimensions(buffer, stages, shared)
+        shape = [shape_of(buffer)[k] for k in axes] or [1]
+        buffers.append((buffer, axes, tirx.decl_buffer(shape, str(buffer.dtype), f"{buffer.name}_row", layout=None)))
     plans = [
         plan_stage(_row_of(stage, number, shared, buffers), machine, threads=False)
         for number, stage in enumerate(stages)
@@ -550,18 +550,18 @@ def _kept_dimensions(buffer: Buffer, stages: Sequence[Stage], shared: Sequence[S
     """The dimensions of an intermediate that are not indexed by a shared loop."""
     number, writer = next((i, stage) for i, stage in enumerate(stages) if stage.body.buffer.same_as(buffer))
     dropped = [loop.axes[number].var for loop in shared]
-    kept = [k for k, point in enumerate(writer.body.indices) if not any(var.same_as(point) for var in dropped)]
+    axes = [k for k, point in enumerate(writer.body.indices) if not any(var.same_as(point) for var in dropped)]
     sizes = shape_of(buffer)
-    return [k for k in kept if sizes[k] != 1 or constant_int(writer.body.indices[k]) != 0]
+    return [k for k in axes if sizes[k] != 1 or constant_int(writer.body.indices[k]) != 0]
 
 
 def _shrunk(root: Stmt, buffers: Sequence[_RowBuffer]) -> Stmt:
     """Redirect loads and stores to the small buffers."""
 
     def small(buffer: Buffer, indices: Sequence[Expr]) -> tuple[Expr, list[Expr]] | None:
-        for full, kept, row in buffers:
+        for full, axes, row in buffers:
             if buffer.same_as(full):
-                return row, [indices[k] for k in kept] or [tirx.IntImm("int64", 0)]
+                return row, [indices[k] for k in axes] or [tirx.IntImm("int64", 0)]
         return None
 
     return map_accesses(root, small)

@@ -63,7 +63,7 @@ def transpose_code(
     length, element by element."""
     size = 1 << (min(lanes, _LARGEST_BLOCK).bit_length() - 1)
     writer = _BlockWriter(nest.stage, nest, found, size)
-    others = [loop for loop in nest.spatial if loop is not found.source and loop is not found.target]
+    outer_loops = [loop for loop in nest.spatial if loop is not found.source and loop is not found.target]
 
     height, width = found.source.extent, found.target.extent
     blocks = [_block_count(height, size), _block_count(width, size)]
@@ -73,12 +73,12 @@ def transpose_code(
     if not isinstance(run, int):
         run = _BLOCKS_OF_A_RUN
     elif threads is not False:
-        run = split_nest([loop.extent for loop in others], machine, cycles, run).run
+        run = split_nest([loop.extent for loop in outer_loops], machine, cycles, run).run
     is_cut = not isinstance(blocks[longer], int) or run < blocks[longer]
 
     def body(values: list[Expr]) -> Stmt:
         *outer, part = values
-        mapping = {loop.var: value for loop, value in zip(others, outer, strict=True)}
+        mapping = {loop.var: value for loop, value in zip(outer_loops, outer, strict=True)}
         first: list[Index] = [0, 0]
         counts: list[Index] = list(blocks)
         if is_cut:
@@ -96,7 +96,7 @@ def transpose_code(
 
         return repeat("row", counts[0], lambda i: repeat("column", counts[1], lambda j: block(i, j)))
 
-    extents = [Extent(str(loop.var.name), loop.extent, str(loop.var.ty)) for loop in others]
+    extents = [Extent(str(loop.var.name), loop.extent, str(loop.var.ty)) for loop in outer_loops]
     extents.append(Extent("part", _block_count(blocks[longer], run)))
     return parallel_grid(extents, body, machine, parallel=threads, cycles=cycles)
 

@@ -227,8 +227,8 @@ def _sizes(tensor: Tensor) -> list[Index]:
     return [int(size.value) if hasattr(size, "value") else size for size in tensor.ty.shape.values]
 
 
-def _check(given: Mapping[str, Tensor], options: AttentionOptions) -> None:
-    query, key, value = (_sizes(given[role]) for role in (QUERY, KEY, VALUE))
+def _check(operands: Mapping[str, Tensor], options: AttentionOptions) -> None:
+    query, key, value = (_sizes(operands[role]) for role in (QUERY, KEY, VALUE))
     if not len(query) == len(key) == len(value) == 4:
         raise ValueError(f"query, key and value have 4 dimensions, not {len(query)}, {len(key)} and {len(value)}")
     heads, key_heads = query[2], key[1]
@@ -244,7 +244,7 @@ def _check(given: Mapping[str, Tensor], options: AttentionOptions) -> None:
     chunk = options.chunk
     if chunk is not None and (chunk < 1 or not options.causal or window is not None):
         raise ValueError(f"chunks of {chunk} rows: at least 1, for causal attention without a window")
-    narrow = [str(given[role].ty.dtype) == "int8" for role in (KEY, VALUE)]
+    narrow = [str(operands[role].ty.dtype) == "int8" for role in (KEY, VALUE)]
     if narrow[0] != narrow[1] or narrow[0] != (options.scales is not None):
         raise ValueError("`scales` are required for int8 keys and values (both int8), and for no other type")
     if options.sequences is not None and (options.position is not None or not options.causal):

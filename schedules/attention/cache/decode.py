@@ -157,9 +157,9 @@ class RoundedQueries:
     def serve(operands: CacheOperands, machine: Machine) -> bool:
         """True if keys are bytes that the machine can multiply, and queries may be rounded."""
         size, step = operands.size, WORD_BYTES * machine.lanes("float32")
-        whole = size % step == 0 and size <= _MAX_SIZE
+        fits = size % step == 0 and size <= _MAX_SIZE
         return (
-            whole
+            fits
             and operands.description.rounds
             and dtype_of(operands.buffers[KEY]) == "int8"
             and multiplies_bytes(machine)
@@ -244,66 +244,66 @@ class PartialResults:
 
     def kept(self, softmax: RunningSoftmax, sample: Expr, key_head: Expr, query: Expr, split: Expr) -> Stmt:
         """Store the result of one part of the rows, for `joined`."""
-        own = self.operands
-        leading, position = own.position(sample, query)
+        operands = self.operands
+        leading, position = operands.position(sample, query)
 
         def head(g: Expr) -> Stmt:
             at = [leading, key_head, split, position, g]
             return sequence(
                 in_vectors(
-                    "d", own.value_size, self.lanes, lambda d: store(self.found, softmax.sums.load(g, d), *at, d)
+                    "d", operands.value_size, self.lanes, lambda d: store(self.found, softmax.sums.load(g, d), *at, d)
                 ),
-                store(self.found, softmax.largest.load(g), *at, own.value_size),
-                store(self.found, softmax.totals.load(g), *at, own.value_size + 1),
+                store(self.found, softmax.largest.load(g), *at, operands.value_size),
+                store(self.found, softmax.totals.load(g), *at, operands.value_size + 1),
             )
 
-        return repeat("g", own.group, head)
+        return repeat("g", operands.group, head)
 
     def stored(self, softmax: RunningSoftmax, sample: Expr, key_head: Expr, query: Expr) -> Stmt:
         """Store the result of a query whose rows were not split."""
-        own = self.operands
+        operands = self.operands
         total, total_made = allocate("all_total", [1], "float32", "local")
         factor, factor_made = allocate("factor", [1], "float32", "local")
 
         def head(g: Expr) -> Stmt:
-            at = key_head * own.group + g
+            at = key_head * operands.group + g
             largest, sum_of_powers = softmax.largest.load(g), softmax.totals.load(g)
-            if SINKS in own:
-                maximum = tirx.max(largest, own.sink(at))
+            if SINKS in operands:
+                maximum = tirx.max(largest, operands.sink(at))
                 scale = store(factor, call(EXP_OF_NEGATIVE, largest - maximum), 0)
-                sink = call(EXP_OF_NEGATIVE, own.sink(at) - maximum)
+                sink = call(EXP_OF_NEGATIVE, operands.sink(at) - maximum)
                 ready = [scale, store(total, sum_of_powers * load(factor, 0) + sink, 0)]
             else:
                 ready = [store(total, sum_of_powers, 0)]
 
             def element(d: Expr) -> Stmt:
                 value = softmax.sums.load(g, d)
-                value = value * load(factor, 0) if SINKS in own else value
-                return own.stored(guarded_quotient(value, load(total, 0)), sample, query, at, d)
+                value = value * load(factor, 0) if SINKS in operands else value
+                return operands.stored(guarded_quotient(value, load(total, 0)), sample, query, at, d)
 
-            return sequence(ready, in_vectors("d", own.value_size, self.lanes, element))
+            return sequence(ready, in_vectors("d", operands.value_size, self.lanes, element))
 
-        return sequence(total_made, factor_made if SINKS in own else None, repeat("g", own.group, head))
+        return sequence(total_made, factor_made if SINKS in operands else None, repeat("g", operands.group, head))
 
     def joined(self, sample: Expr, key_head: Expr, query: Expr) -> Stmt:
         """Store the result of a query, joined from all its parts."""
         return repeat("g", self.operands.group, lambda g: self._joined(sample, key_head, query, g))
 
     def _joined(self, sample: Expr, key_head: Expr, query: Expr, g: Expr) -> Stmt:
-        own = self.operands
-        head = key_head * own.group + g
-        leading, position = own.position(sample, query)
+        operands = self.operands
+        head = key_head * operands.group + g
+        leading, position = operands.position(sample, query)
         at = [[leading, key_head, expression(split), position, g] for split in range(self.splits)]
         largest, largest_made = allocate("all_largest", [1], "float32", "local")
         total, total_made = allocate("all_total", [1], "float32", "local")
         factors, factors_made = allocate("factors", [self.splits], "float32", "local")
-        maximum = tirx.max(own.sink(head), LOWEST) if SINKS in own else LOWEST
+        maximum = tirx.max(operands.sink(head), LOWEST) if SINKS in operands else LOWEST
         for each in at:
-            maximum = tirx.max(maximum, load(self.found, *each, own.value_size))
-        start = call(EXP_OF_NEGATIVE, own.sink(head) - load(largest, 0)) if SINKS in own else _ZERO
+            maximum = tirx.max(maximum, load(self.found, *each, operands.value_size))
+        start = call(EXP_OF_NEGATIVE, operands.sink(head) - load(largest, 0)) if SINKS in operands else _ZERO
 
         def part(split: int) -> Stmt:
-            score, powers = (load(self.found, *at[split], own.value_size + k) for k in range(2))
+            score, powers = (load(self.found, *at[split], operands.value_size + k) for k in range(2))
             return sequence(
                 store(factors, call(EXP_OF_NEGATIVE, score - load(largest, 0)), split),
                 store(total, load(total, 0) + load(factors, split) * powers, 0),
@@ -313,7 +313,7 @@ class PartialResults:
             value = load(self.found, *at[0], d) * load(factors, 0)
             for split in range(1, self.splits):
                 value = value + load(self.found, *at[split], d) * load(factors, split)
-            return own.stored(guarded_quotient(value, load(total, 0)), sample, query, head, d)
+            return operands.stored(guarded_quotient(value, load(total, 0)), sample, query, head, d)
 
         return sequence(
             largest_made,
@@ -322,7 +322,7 @@ class PartialResults:
             store(largest, maximum, 0),
             store(total, start, 0),
             [part(split) for split in range(self.splits)],
-            in_vectors("d", own.value_size, self.lanes, element),
+            in_vectors("d", operands.value_size, self.lanes, element),
         )
 
 
@@ -373,15 +373,15 @@ class DecodeWriter:
 
     def code(self) -> Stmt:
         """All parts and their results."""
-        own = self.operands
+        operands = self.operands
         rows, counted = self._all_rows()
-        threads = pays_off(rows * own.heads * own.size, self.machine, _MIN_WORK * self.lanes)
+        threads = pays_off(rows * operands.heads * operands.size, self.machine, _MIN_WORK * self.lanes)
         tasks = name_opaque("tasks", self._tasks(), counted)
-        extents = [Extent("sample", own.batch), Extent("key_head", own.key_heads), Extent("task", tasks)]
+        extents = [Extent("sample", operands.batch), Extent("key_head", operands.key_heads), Extent("task", tasks)]
         parts = parallel_grid(extents, lambda at: self._parts(at, tasks), self.machine, parallel=threads)
 
         def joined(sample: Expr) -> Stmt:
-            heads = expression(own.key_heads)
+            heads = expression(operands.key_heads)
 
             def query(seen: _Seen) -> Stmt:
                 whole = repeat("key_head", heads, lambda head: self.results.joined(sample, head, seen.query))
@@ -389,20 +389,20 @@ class DecodeWriter:
 
             return self._queries(sample, query)
 
-        end = when(tasks > 1, repeat("sample", expression(own.batch), joined)) if self.splits > 1 else None
+        end = when(tasks > 1, repeat("sample", expression(operands.batch), joined)) if self.splits > 1 else None
         return sequence(self.results.allocated(), counted, parts, end)
 
     def _all_rows(self) -> tuple[Expr, list[Stmt]]:
         """Approximate number of rows that all queries read together, and the statements it needs first."""
-        own = self.operands
-        if SEQUENCES not in own:
-            return expression(own.batch) * own.queries * own.rows_of(expression(0)), []
-        total, made = allocate("all_rows", [1], "int64", "local")
+        operands = self.operands
+        if SEQUENCES not in operands:
+            return expression(operands.batch) * operands.queries * operands.rows_of(expression(0)), []
+        total, allocation = allocate("all_rows", [1], "int64", "local")
 
         def add(sample: Expr) -> Stmt:
-            return store(total, load(total, 0) + own.few_of(sample, few=True) * own.rows_of(sample), 0)
+            return store(total, load(total, 0) + operands.few_of(sample, few=True) * operands.rows_of(sample), 0)
 
-        return load(total, 0), [made, store(total, expression(0), 0), repeat("sample", own.batch, add)]
+        return load(total, 0), [allocation, store(total, expression(0), 0), repeat("sample", operands.batch, add)]
 
     def _tasks(self) -> Index:
         """Number of tasks that share the parts of a query: one if samples and heads keep all cores busy."""
@@ -413,11 +413,11 @@ class DecodeWriter:
 
     def _queries(self, sample: Expr, body: Callable[[_Seen], Stmt]) -> Stmt:
         """Run `body` for each query of a sample, with the rows that it sees."""
-        own = self.operands
+        operands = self.operands
         position, rows = (tirx.Var(name, "int64") for name in ("position", "rows"))
 
         def query(i: Expr) -> Stmt:
-            begin_seen, end_seen = own.range_of(position, rows, i)
+            begin_seen, end_seen = operands.range_of(position, rows, i)
             bound: list[Stmt] = []
             begin = name_opaque("begin", begin_seen, bound)
             count = name_opaque("count", tirx.max(end_seen - begin, expression(0)), bound)
@@ -427,17 +427,17 @@ class DecodeWriter:
             return sequence(bound, body(seen))
 
         return sequence(
-            tirx.Bind(position, own.first_position(sample)),
-            tirx.Bind(rows, own.rows_of(sample)),
-            repeat("query", own.few_of(sample, few=True), query),
+            tirx.Bind(position, operands.first_position(sample)),
+            tirx.Bind(rows, operands.rows_of(sample)),
+            repeat("query", operands.few_of(sample, few=True), query),
         )
 
     def _parts(self, at: list[Expr], tasks: Index) -> Stmt:
         """The parts of each query computed by the task at (sample, key head, task of the head)."""
         sample, key_head, task = at
-        own, bound = self.operands, list[Stmt]()
-        slot = name_opaque("slot", own.slot_of(sample), bound)
-        following = start_of(own, sample, bound)
+        operands, bound = self.operands, list[Stmt]()
+        slot = name_opaque("slot", operands.slot_of(sample), bound)
+        following = start_of(operands, sample, bound)
 
         def query(seen: _Seen) -> Stmt:
             # Whole vectors of keys in each part except the last.
@@ -462,99 +462,104 @@ class DecodeWriter:
         return sequence(bound, self._queries(sample, query))
 
     def _part(self, rows: Rows, split: Expr, parts: Expr) -> Stmt:
-        own = self.operands
-        softmax, made = RunningSoftmax.of(own.group, self.block, own.value_size, self.machine, further=self.width)
+        operands = self.operands
+        softmax, allocations = RunningSoftmax.of(
+            operands.group, self.block, operands.value_size, self.machine, further=self.width
+        )
         query = softmax.further
-        rounded, rounded_made = RoundedQueries.of(own, self.machine) if self.rounds else (None, [])
+        rounded, rounded_made = RoundedQueries.of(operands, self.machine) if self.rounds else (None, [])
 
         def element(g: Expr, d: Expr) -> Expr:
-            return own.query(rows.sample, rows.query, rows.key_head * own.group + g, d)
+            return operands.query(rows.sample, rows.query, rows.key_head * operands.group + g, d)
 
         def filled(g: Expr) -> Stmt:
-            rest = self.width - own.size
+            rest = self.width - operands.size
             return sequence(
-                in_vectors("d", own.size, self.lanes, lambda d: query.store(element(g, d), g, d)),
-                repeat("d", rest, lambda d: query.store(_ZERO, g, d + own.size)) if rest else None,
+                in_vectors("d", operands.size, self.lanes, lambda d: query.store(element(g, d), g, d)),
+                repeat("d", rest, lambda d: query.store(_ZERO, g, d + operands.size)) if rest else None,
             )
 
         def ahead(j: Expr) -> Stmt:
             return sequence(
-                *(prefetches(own, each, (rows.slot, rows.key_head, rows.first + j)) for each in (KEY, VALUE))
+                *(prefetches(operands, each, (rows.slot, rows.key_head, rows.first + j)) for each in (KEY, VALUE))
             )
 
         position = rows.sample, rows.key_head, rows.query
-        kept, stored = self.results.kept(softmax, *position, split), self.results.stored(softmax, *position)
+        partial_result, stored = self.results.kept(softmax, *position, split), self.results.stored(softmax, *position)
         keys, keys_made = allocate("own_keys", [1 if self.rounds else self.block, self.width], "float32")
         blocks = tirx.floordiv(rows.end - rows.first + (self.block - 1), expression(self.block))
         return sequence(
-            made,
+            allocations,
             keys_made,
             repeat("ahead", tirx.min(rows.end - rows.first, expression(self.block)), ahead),
             None if self.rounds else self._cleared(keys),
             softmax.start(),
-            repeat("g", own.group, filled),
+            repeat("g", operands.group, filled),
             rounded_made,
             None if rounded is None else rounded.fill(query),
             repeat("block", blocks, lambda b: self._block(rows, rows.first + b * self.block, keys, softmax, rounded)),
-            when(parts > 1, kept, stored) if self.splits > 1 else stored,
+            when(parts > 1, partial_result, stored) if self.splits > 1 else stored,
         )
 
     def _block(
         self, rows: Rows, start: Expr, keys: Expr, softmax: RunningSoftmax, rounded: RoundedQueries | None
     ) -> Stmt:
         """Process the keys from `start` on, at most `self.block`."""
-        own, lanes = self.operands, self.lanes
-        first, count, whole = (tirx.Var(name, "int64") for name in ("block_first", "block_count", "block_runs"))
-        ahead, ahead_bound = ReadAhead.after(own, rows, first + count)
+        operands, lanes = self.operands, self.lanes
+        first, count, full_runs = (tirx.Var(name, "int64") for name in ("block_first", "block_count", "block_runs"))
+        ahead, ahead_bound = ReadAhead.after(operands, rows, first + count)
         block = _Block(rows, first, count, ahead, softmax, rounded)
 
         def weight(g: Index, k: Expr) -> Expr:
             return softmax.scores.load(g, k)
 
         def value(k: Expr, d: Expr) -> Expr:
-            return own.unscaled(VALUE, rows.slot, rows.key_head, first + k, d)
+            return operands.unscaled(VALUE, rows.slot, rows.key_head, first + k, d)
 
         def value_scale(k: Expr) -> Expr:
-            return own.scale(VALUE, rows.slot, rows.key_head, first + k)
+            return operands.scale(VALUE, rows.slot, rows.key_head, first + k)
 
         def copied(at: Expr, number: Expr | int) -> Stmt:
             return repeat("j", number, lambda j: self._copied(block, at + j, keys))
 
-        direct = self.rounds or (own.is_exact(KEY) and self.width == own.size)
+        direct = self.rounds or (operands.is_exact(KEY) and self.width == operands.size)
         runs = tirx.floordiv(count + (lanes - 1), expression(lanes))
-        left = count > whole * lanes
+        has_rest = count > full_runs * lanes
 
         def run(g: Expr, at: Expr) -> Stmt:
             return self._scores(block, g, at, None if direct else keys, tail=False)
 
         copies = copied(expression(0), runs * lanes)
         if direct:
-            copies = None if self.rounds else when(left, copied(whole * lanes, lanes))
+            copies = None if self.rounds else when(has_rest, copied(full_runs * lanes, lanes))
 
         def head(g: Expr) -> Stmt:
             return sequence(
-                repeat("run", whole, lambda r: run(g, r * lanes)),
-                when(left, self._scores(block, g, whole * lanes, keys, tail=True)),
+                repeat("run", full_runs, lambda r: run(g, r * lanes)),
+                when(has_rest, self._scores(block, g, full_runs * lanes, keys, tail=True)),
             )
 
         return sequence(
             tirx.Bind(first, start),
             tirx.Bind(count, tirx.min(rows.end - first, expression(self.block))),
-            tirx.Bind(whole, tirx.floordiv(count, expression(lanes))),
+            tirx.Bind(full_runs, tirx.floordiv(count, expression(lanes))),
             ahead_bound,
             copies,
-            repeat("g", own.group, head),
+            repeat("g", operands.group, head),
             softmax.powers(runs),
-            softmax.scaled(count, value_scale) if own.has_scales(VALUE) else None,
+            softmax.scaled(count, value_scale) if operands.has_scales(VALUE) else None,
             softmax.weighted(count, weight, value, ahead=lambda k: ahead.prefetched(VALUE, k)),
         )
 
     def _copied(self, block: _Block, j: Expr, keys: Expr) -> Stmt:
         """Key j of a block in float32; past the last one, the last one again."""
-        own, rows = self.operands, block.rows
+        operands, rows = self.operands, block.rows
         row = tirx.min(block.first + j, rows.end - 1)
         return in_vectors(
-            "d", own.size, self.lanes, lambda d: store(keys, own.row(KEY, rows.slot, rows.key_head, row, d), j, d)
+            "d",
+            operands.size,
+            self.lanes,
+            lambda d: store(keys, operands.row(KEY, rows.slot, rows.key_head, row, d), j, d),
         )
 
     def _cleared(self, keys: Expr) -> Stmt | None:
@@ -567,17 +572,17 @@ class DecodeWriter:
     def _scores(self, block: _Block, g: Expr, at: Expr, keys: Expr | None, *, tail: bool) -> Stmt:
         """Scores of one query head for the vector of keys of a block from `at` on, which are in `keys` or in the cache;
         in the tail, -inf past the last one."""
-        own, lanes, rows = self.operands, self.lanes, block.rows
+        operands, lanes, rows = self.operands, self.lanes, block.rows
         query, scores = block.softmax.further, block.softmax.scores
         rounded = block.rounded
         parts, parts_made = allocate_tile("parts", [lanes, lanes], "float32" if rounded is None else "int32")
-        found, found_made = allocate("found", [lanes], "float32", "local")
-        head = rows.key_head * own.group + g
+        products, found_made = allocate("found", [lanes], "float32", "local")
+        head = rows.key_head * operands.group + g
 
         def key(j: int, d: Expr) -> Expr:
             if keys is not None:
                 return load(keys, at + j, d)
-            return own.row(KEY, rows.slot, rows.key_head, block.first + at + j, d)
+            return operands.row(KEY, rows.slot, rows.key_head, block.first + at + j, d)
 
         def each(make: Callable[[int, Expr], Stmt]) -> list[Stmt]:
             return [vectorized("lane", lanes, lambda lane, j=j: make(j, lane)) for j in range(lanes)]  # type: ignore[misc]
@@ -594,8 +599,8 @@ class DecodeWriter:
             return rows.slot, rows.key_head, tirx.min(row, rows.end - 1) if tail else row
 
         def adjusted(j: Expr) -> Expr:
-            raw = load(found, j) if rounded is None else rounded.score(load(found, j), g, position(j))
-            return own.score(raw, rows.sample, head, rows.query, position(j)[2])
+            raw = load(products, j) if rounded is None else rounded.score(load(products, j), g, position(j))
+            return operands.score(raw, rows.sample, head, rows.query, position(j)[2])
 
         def end(j: Expr) -> Stmt:
             value = adjusted(j)
@@ -614,6 +619,8 @@ class DecodeWriter:
             parts_made,
             found_made,
             sums,
-            vectorized("lane", lanes, lambda lane: store(found, row_sums([part(j, lane) for j in range(lanes)]), lane)),
+            vectorized(
+                "lane", lanes, lambda lane: store(products, row_sums([part(j, lane) for j in range(lanes)]), lane)
+            ),
             repeat("j", lanes, end) if tail else vectorized("lane", lanes, end),
         )

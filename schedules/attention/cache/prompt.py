@@ -99,9 +99,9 @@ class RunningSoftmax:
         for width in (keys, columns, further):
             starts.append(starts[-1] + -(-width // lanes) * lanes)
         *_, end = starts
-        buffer, made = allocate("own_rows", [rows, -(-(end + 3) // lanes) * lanes], "float32")
+        buffer, allocation = allocate("own_rows", [rows, -(-(end + 3) // lanes) * lanes], "float32")
         positions = [*starts[:2], end, end + 1, end + 2, starts[2]]
-        return cls(rows, keys, columns, machine, *(Columns(buffer, each) for each in positions)), [made]
+        return cls(rows, keys, columns, machine, *(Columns(buffer, each) for each in positions)), [allocation]
 
     def start(self) -> Stmt:
         """Initialize the state before the first block."""
@@ -141,8 +141,8 @@ class RunningSoftmax:
                     in_lanes(lambda lane: store(added, load(added, lane) + load(power, lane), lane)),
                 )
 
-            before = self.largest.load(i)
-            largest = tirx.max(before, load(peak, 0))
+            old_largest = self.largest.load(i)
+            largest = tirx.max(old_largest, load(peak, 0))
             return sequence(
                 in_lanes(lambda lane: store(peak, LOWEST, lane)),
                 repeat(
@@ -151,7 +151,7 @@ class RunningSoftmax:
                     lambda v: in_lanes(lambda lane: store(peak, tirx.max(load(peak, lane), score(v, lane)), lane)),
                 ),
                 join(peak, lanes, tirx.max, "int64"),
-                self.corrections.store(call(EXP_OF_NEGATIVE, before - largest), i),
+                self.corrections.store(call(EXP_OF_NEGATIVE, old_largest - largest), i),
                 self.largest.store(largest, i),
                 in_lanes(lambda lane: store(added, tirx.FloatImm("float32", 0.0), lane)),
                 repeat("vector", vectors, raised),
@@ -201,10 +201,10 @@ class RunningSoftmax:
 
 def in_some_vectors(count: Expr, lanes: int, body: Callable[[Expr], Stmt]) -> Stmt:
     """`body` of 0 to `count` - 1: in vectors, then the remainder one by one."""
-    whole = tirx.floordiv(count, expression(lanes))
+    vectors = tirx.floordiv(count, expression(lanes))
     return sequence(
-        repeat("vector", whole, lambda v: vectorized("lane", lanes, lambda lane: body(v * lanes + lane))),
-        repeat("rest", count - whole * lanes, lambda k: body(whole * lanes + k)),
+        repeat("vector", vectors, lambda v: vectorized("lane", lanes, lambda lane: body(v * lanes + lane))),
+        repeat("rest", count - vectors * lanes, lambda k: body(vectors * lanes + k)),
     )
 
 
@@ -280,9 +280,9 @@ class PackedRows:
 
     def made(self, rows: Expr) -> list[Stmt]:
         """The statements that allocate and fill both; `rows`: the most rows of a sample."""
-        own = self.operands
+        operands = self.operands
         panels = tirx.floordiv(rows + (self.panel - 1), expression(self.panel))
-        extents = [Extent("sample", own.batch), Extent("key_head", own.key_heads), Extent("panel", panels)]
+        extents = [Extent("sample", operands.batch), Extent("key_head", operands.key_heads), Extent("panel", panels)]
         allocations = [tirx.AllocBuffer(each) for each in (self.keys, self.values) if each is not None]
         return [
             *allocations,
@@ -307,15 +307,17 @@ class PackedRows:
     def _keys_of(self, at: tuple[Expr, Expr], head: Expr, panel: Expr, first: Expr, end: Expr) -> Stmt:
         """Copy the keys of a panel, repeating the last one past the end, and transpose them. `at`: sample and slot."""
         sample, slot = at
-        own, lanes = self.operands, self.machine.lanes("float32")
+        operands, lanes = self.operands, self.machine.lanes("float32")
         width = 2 * self.steps if self.narrow else self.steps
         copied, copied_made = allocate("own_keys", [self.panel, width], "float32")
 
         def key(j: Expr) -> Stmt:
             row = tirx.min(first + j, end - 1)
-            made = in_vectors("d", own.size, lanes, lambda d: store(copied, own.row(KEY, slot, head, row, d), j, d))
-            behind = repeat("d", width - own.size, lambda d: store(copied, _ZERO, j, own.size + d))
-            return sequence(made, behind if width > own.size else None)
+            copy = in_vectors(
+                "d", operands.size, lanes, lambda d: store(copied, operands.row(KEY, slot, head, row, d), j, d)
+            )
+            behind = repeat("d", width - operands.size, lambda d: store(copied, _ZERO, j, operands.size + d))
+            return sequence(copy, behind if width > operands.size else None)
 
         parts = [copied_made, repeat("j", self.panel, key)]
         source = copied
@@ -330,7 +332,7 @@ class PackedRows:
     def _words(self, copied: Expr, words: Expr, j: Expr) -> Stmt:
         """Round a copied key to pairs of bfloat16."""
         lanes = self.machine.lanes("float32")
-        whole, rest = divmod(self.steps, lanes)
+        runs, rest = divmod(self.steps, lanes)
 
         def run(at: Expr, lane: Expr) -> Stmt:
             first = at * (2 * lanes) + lane
@@ -338,33 +340,35 @@ class PackedRows:
             return store(words, rounded_run(*halves), j, at * lanes + lane)
 
         def single(at: Expr) -> Stmt:
-            pair = [load(copied, j, 2 * (at + whole * lanes) + i) for i in range(2)]
-            return store(words, rounded_pair(*pair), j, at + whole * lanes)
+            pair = [load(copied, j, 2 * (at + runs * lanes) + i) for i in range(2)]
+            return store(words, rounded_pair(*pair), j, at + runs * lanes)
 
         return sequence(
-            repeat("run", whole, lambda at: vectorized("lane", lanes, lambda lane: run(at, lane))) if whole else None,
+            repeat("run", runs, lambda at: vectorized("lane", lanes, lambda lane: run(at, lane))) if runs else None,
             repeat("single", rest, single) if rest else None,
         )
 
     def _values_of(self, at: tuple[Expr, Expr], head: Expr, panel: Expr, first: Expr, end: Expr) -> Stmt:
         """Values of a panel's rows; 0 past the last one."""
         sample, slot = at
-        own, lanes = self.operands, self.machine.lanes("float32")
+        operands, lanes = self.operands, self.machine.lanes("float32")
 
         def value(row: Expr, d: Expr) -> Expr:
-            return own.row(VALUE, slot, head, tirx.min(row, end - 1), d)
+            return operands.row(VALUE, slot, head, tirx.min(row, end - 1), d)
 
         def row(j: Expr) -> Stmt:
             at = panel * self.panel + j
             return in_vectors(
-                "d", own.value_size, lanes, lambda d: store(self.values, value(at, d), sample, head, at, d)
+                "d", operands.value_size, lanes, lambda d: store(self.values, value(at, d), sample, head, at, d)
             )
 
         def nothing(j: Expr) -> Stmt | None:
             if not self.whole_tiles:
                 return None
             position, zero = panel * (self.panel // 2) + j, tirx.IntImm("int32", 0)
-            return in_vectors("d", own.value_size, lanes, lambda d: store(self.values, zero, sample, head, position, d))
+            return in_vectors(
+                "d", operands.value_size, lanes, lambda d: store(self.values, zero, sample, head, position, d)
+            )
 
         def pair(j: Expr) -> Stmt:
             at = first + j * 2
@@ -374,11 +378,11 @@ class PackedRows:
                 made = rounded_pair(value(at, d), value(at + 1, d) if whole else _ZERO)
                 return store(self.values, made, sample, head, panel * (self.panel // 2) + j, d)
 
-            both, one = (
-                in_vectors("d", own.value_size, lanes, lambda d, whole=whole: word(d, whole=whole))  # type: ignore[misc]
+            both, single = (
+                in_vectors("d", operands.value_size, lanes, lambda d, whole=whole: word(d, whole=whole))  # type: ignore[misc]
                 for whole in (True, False)
             )
-            return tirx.IfThenElse(at < end, tirx.IfThenElse(is_whole, both, one), nothing(j))
+            return tirx.IfThenElse(at < end, tirx.IfThenElse(is_whole, both, single), nothing(j))
 
         return repeat("j", self.panel // 2, pair) if self.narrow else repeat("j", self.panel, row)
 
@@ -426,13 +430,13 @@ class PromptWriter:
 
     def code(self) -> Stmt:
         """Pack keys and values, then compute all tiles."""
-        own = self.operands
+        operands = self.operands
         rows = tirx.Var("all_rows", "int64")
-        packed = PackedRows.of(own, self.machine, narrow=self.narrow, whole_tiles=self.tiles is not None)
+        packed = PackedRows.of(operands, self.machine, narrow=self.narrow, whole_tiles=self.tiles is not None)
         maximum, maximum_made = allocate("most_rows", [2], "int64", "local")
-        queries = load(maximum, 1) if SEQUENCES in own else expression(own.queries)
-        tiles = tirx.floordiv(queries * own.group + (self.height - 1), expression(self.height))
-        extents = [Extent("sample", own.batch), Extent("key_head", own.key_heads), Extent("tile", tiles)]
+        queries = load(maximum, 1) if SEQUENCES in operands else expression(operands.queries)
+        tiles = tirx.floordiv(queries * operands.group + (self.height - 1), expression(self.height))
+        extents = [Extent("sample", operands.batch), Extent("key_head", operands.key_heads), Extent("tile", tiles)]
 
         def task(at: list[Expr]) -> Stmt:
             # Alternate from both ends: later queries see more keys, and each thread gets neighboring tiles.
@@ -445,41 +449,45 @@ class PromptWriter:
             packed.made(rows),
             parallel_grid(extents, task, self.machine, parallel=self.machine.cores > 1),
         )
-        return sequence(self._max_sizes(maximum, maximum_made), when(queries > 0, code) if SEQUENCES in own else code)
+        return sequence(
+            self._max_sizes(maximum, maximum_made), when(queries > 0, code) if SEQUENCES in operands else code
+        )
 
-    def _max_sizes(self, maximum: Expr, made: Stmt) -> list[Stmt]:
+    def _max_sizes(self, maximum: Expr, allocation: Stmt) -> list[Stmt]:
         """The most rows of a sample, and the most queries."""
-        own = self.operands
+        operands = self.operands
 
         def sample(b: Expr) -> Stmt:
             return sequence(
-                store(maximum, tirx.max(load(maximum, 0), prompt_rows(own, b)), 0),
-                store(maximum, tirx.max(load(maximum, 1), own.few_of(b, few=False)), 1),
+                store(maximum, tirx.max(load(maximum, 0), prompt_rows(operands, b)), 0),
+                store(maximum, tirx.max(load(maximum, 1), operands.few_of(b, few=False)), 1),
             )
 
         start = [store(maximum, expression(1), 0), store(maximum, expression(0), 1)]
-        return [made, *start, repeat("sample", own.batch, sample)]
+        return [allocation, *start, repeat("sample", operands.batch, sample)]
 
     def _tile(self, packed: PackedRows, sample: Expr, key_head: Expr, first_row: Expr) -> Stmt:
-        own, height = self.operands, self.height
-        softmax, made = RunningSoftmax.of(height, _KEYS, own.value_size, self.machine, further=own.size)
+        operands, height = self.operands, self.height
+        softmax, allocations = RunningSoftmax.of(
+            height, _KEYS, operands.value_size, self.machine, further=operands.size
+        )
         ranges, ranges_made = allocate("ranges", [2, height], "int64")
         queries = weights = None
         if self.narrow:
-            queries = NarrowRows.of("queries", height, own.size, size_of=1 if self.tiles is None else 2 * STEPS)
+            queries = NarrowRows.of("queries", height, operands.size, size_of=1 if self.tiles is None else 2 * STEPS)
             weights = NarrowRows.of("weights", height, _KEYS)
-            made = [*made, *queries.allocated(), *weights.allocated()]
+            allocations = [*allocations, *queries.allocated(), *weights.allocated()]
         names = ("row_0", "position", "rows", "slot", "own_count")
         first, position, rows, slot, count_of = (tirx.Var(name, "int64") for name in names)
         tile = _Tile(sample, slot, key_head, count_of, first, position, rows, softmax, queries, weights, ranges)
         begin, end = load(ranges, 0, 0), load(ranges, 1, height - 1)
         start, count = tirx.Var("start_block", "int64"), tirx.Var("blocks", "int64")
         code = sequence(
-            made,
+            allocations,
             ranges_made,
-            tirx.Bind(position, own.first_position(sample)),
-            tirx.Bind(rows, own.rows_of(sample)),
-            tirx.Bind(slot, own.slot_of(sample)),
+            tirx.Bind(position, operands.first_position(sample)),
+            tirx.Bind(rows, operands.rows_of(sample)),
+            tirx.Bind(slot, operands.slot_of(sample)),
             softmax.start(),
             repeat("j", height, lambda j: self._row_start(tile, j)),
             tirx.Bind(start, tirx.floordiv(begin, expression(_KEYS))),
@@ -487,33 +495,33 @@ class PromptWriter:
             repeat("block", count, lambda b: self._block(packed, tile, (start + b) * _KEYS)),
             repeat("j", height, lambda j: self._row_end(tile, j)),
         )
-        bound = [tirx.Bind(first, first_row), tirx.Bind(count_of, own.few_of(sample, few=False))]
-        return sequence(*bound, when(first < count_of * own.group, code) if SEQUENCES in own else code)
+        bound = [tirx.Bind(first, first_row), tirx.Bind(count_of, operands.few_of(sample, few=False))]
+        return sequence(*bound, when(first < count_of * operands.group, code) if SEQUENCES in operands else code)
 
     def _position(self, tile: _Tile, j: Expr) -> tuple[Expr, Expr, list[Stmt]]:
         """Query and head of a row, and the statements that bind them; past the last row, the last one again."""
-        own = self.operands
-        group = expression(own.group)
-        row = tirx.min(tile.first_row + j, tile.queries_of * own.group - 1)
+        operands = self.operands
+        group = expression(operands.group)
+        row = tirx.min(tile.first_row + j, tile.queries_of * operands.group - 1)
         positions = tirx.floordiv(row, group), tile.key_head * group + tirx.floormod(row, group)
         query, head = (tirx.Var(name, "int64") for name in ("query", "head"))
         return query, head, [tirx.Bind(query, positions[0]), tirx.Bind(head, positions[1])]
 
     def _row_start(self, tile: _Tile, j: Expr) -> Stmt:
         """Load the query of a row and the range that it sees."""
-        own = self.operands
+        operands = self.operands
         query, head, bound = self._position(tile, j)
-        first, end = own.range_of(tile.position, tile.rows, query)
+        first, end = operands.range_of(tile.position, tile.rows, query)
 
         def element(d: Expr) -> Stmt:
-            value = own.query(tile.sample, query, head, d)
+            value = operands.query(tile.sample, query, head, d)
             return tile.queries.put(j, d, value) if self.narrow else tile.softmax.further.store(value, j, d)
 
         return sequence(
             bound,
             store(tile.ranges, first, 0, j),
             store(tile.ranges, end, 1, j),
-            in_vectors("d", own.size, self.lanes, element),
+            in_vectors("d", operands.size, self.lanes, element),
         )
 
     def _block(self, packed: PackedRows, tile: _Tile, start: Expr) -> Stmt:
@@ -555,13 +563,13 @@ class PromptWriter:
         self, instruction: Instruction, packed: PackedRows, tile: _Tile, first: Expr, panels: Expr
     ) -> list[Stmt]:
         """Scale down the sums of all rows and add the values of a block's panels, each times its weight."""
-        own, softmax = self.operands, tile.softmax
+        operands, softmax = self.operands, tile.softmax
         assert packed.values is not None
         columns = int(packed.values.ty.shape[-1])
         parts = []
         for start in range(0, columns, WIDTHS[-1]):
             width = min(WIDTHS[-1], columns - start)
-            sums, made = allocate("weighted", (self.height, width), "float32")
+            sums, allocation = allocate("weighted", (self.height, width), "float32")
             values = load(packed.values, tile.sample, tile.key_head, tirx.floordiv(first, expression(2)), start)
             taps = Taps((1, 1, panels), (0, 0, ROW_BYTES))
             summed = self._tile_sums(instruction, tile.weights, taps, values, sums, 4 * columns)
@@ -571,9 +579,9 @@ class PromptWriter:
                     before = softmax.sums.load(i, start + d) * softmax.corrections.load(i)
                     return softmax.sums.store(before + load(sums, i, d), i, start + d)
 
-                return in_vectors("d", min(width, own.value_size - start), self.lanes, add)
+                return in_vectors("d", min(width, operands.value_size - start), self.lanes, add)
 
-            parts += [made, summed, repeat("row", self.height, row)]
+            parts += [allocation, summed, repeat("row", self.height, row)]
         return parts
 
     def _tile_sums(
@@ -611,7 +619,7 @@ class PromptWriter:
         self, instruction: Instruction, packed: PackedRows, tile: _Tile, position: Expr, panel: Expr
     ) -> Stmt:
         """`_scores` with tile accumulators."""
-        sums, made = allocate("products", (self.height, packed.panel), "float32")
+        sums, allocation = allocate("products", (self.height, packed.panel), "float32")
         keys = packed.key(tile.sample, tile.key_head, position, expression(0), expression(0))
         summed = self._tile_sums(instruction, tile.queries, Taps.run(packed.steps // STEPS), keys, sums)
 
@@ -621,7 +629,7 @@ class PromptWriter:
 
             return in_vectors("column", packed.panel, self.lanes, column)
 
-        return sequence(made, summed, repeat("row", self.height, row))
+        return sequence(allocation, summed, repeat("row", self.height, row))
 
     def _put_score(self, tile: _Tile, total: Expr, i: Index, column: Expr) -> Stmt:
         """Store a score, without the terms that depend on its position."""
@@ -631,13 +639,13 @@ class PromptWriter:
 
     def _biased(self, tile: _Tile, first: Expr, count: Expr) -> Stmt:
         """Add the terms that depend on position to the scores of a block."""
-        own, scores = self.operands, tile.softmax.scores
+        operands, scores = self.operands, tile.softmax.scores
 
         def row(j: Expr) -> Stmt:
             query, head, bound = self._position(tile, j)
 
             def key(k: Expr) -> Stmt:
-                return scores.store(own.score(scores.load(j, k), tile.sample, head, query, first + k), j, k)
+                return scores.store(operands.score(scores.load(j, k), tile.sample, head, query, first + k), j, k)
 
             return sequence(bound, in_some_vectors(count, self.lanes, key))
 
@@ -666,19 +674,21 @@ class PromptWriter:
 
     def _row_end(self, tile: _Tile, j: Expr) -> Stmt:
         """Store the result of a row."""
-        own, softmax = self.operands, tile.softmax
+        operands, softmax = self.operands, tile.softmax
         query, head, parts = self._position(tile, j)
         factor = softmax.corrections.load(j)
-        if SINKS in own:
+        if SINKS in operands:
             largest = softmax.largest.load(j)
-            peak = tirx.max(tirx.max(own.sink(head), LOWEST), largest)
+            peak = tirx.max(tirx.max(operands.sink(head), LOWEST), largest)
             parts += [
                 softmax.corrections.store(call(EXP_OF_NEGATIVE, largest - peak), j),
-                softmax.totals.store(softmax.totals.load(j) * factor + call(EXP_OF_NEGATIVE, own.sink(head) - peak), j),
+                softmax.totals.store(
+                    softmax.totals.load(j) * factor + call(EXP_OF_NEGATIVE, operands.sink(head) - peak), j
+                ),
             ]
 
         def element(d: Expr) -> Stmt:
-            value = softmax.sums.load(j, d) * factor if SINKS in own else softmax.sums.load(j, d)
-            return own.stored(guarded_quotient(value, softmax.totals.load(j)), tile.sample, query, head, d)
+            value = softmax.sums.load(j, d) * factor if SINKS in operands else softmax.sums.load(j, d)
+            return operands.stored(guarded_quotient(value, softmax.totals.load(j)), tile.sample, query, head, d)
 
-        return sequence(parts, in_vectors("d", own.value_size, self.lanes, element))
+        return sequence(parts, in_vectors("d", operands.value_size, self.lanes, element))

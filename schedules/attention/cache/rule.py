@@ -79,23 +79,25 @@ class AttentionOverCache(ScheduleRule[CacheWorkload]):
         text = (kernel.function.attrs or {}).get(ATTRIBUTE)
         if text is None or isinstance(machine, GpuMachine) or not has_row_sums(machine.lanes("float32")):
             return None
-        own = _operands(kernel.function)
-        queries = own.queries if isinstance(own.queries, int) else 0
-        return CacheWorkload(str(text), queries, own.heads, own.key_heads, own.size, dtype_of(own.buffers[KEY]))
+        operands = _operands(kernel.function)
+        queries = operands.queries if isinstance(operands.queries, int) else 0
+        return CacheWorkload(
+            str(text), queries, operands.heads, operands.key_heads, operands.size, dtype_of(operands.buffers[KEY])
+        )
 
     def apply(self, kernel: Kernel, workload: CacheWorkload, config: Config, machine: Machine) -> PrimFunc:
-        own = _operands(kernel.function)
-        few = max(1, _FEW_ROWS // own.group)
-        tiles = prompt_tiles(own, machine)
-        narrow = tiles is not None or (own.rounds and halves_pay(machine, DOT_BF16, in_tiles=False))
-        prompt = PromptWriter(own, machine, narrow=narrow, tiles=tiles)
-        if SEQUENCES in own:
-            return build_function(kernel, [DecodeWriter(own, machine, few).code(), prompt.code()], [])
-        if isinstance(own.queries, int):
-            body = DecodeWriter(own, machine, own.queries) if own.queries <= few else prompt
+        operands = _operands(kernel.function)
+        few = max(1, _FEW_ROWS // operands.group)
+        tiles = prompt_tiles(operands, machine)
+        narrow = tiles is not None or (operands.rounds and halves_pay(machine, DOT_BF16, in_tiles=False))
+        prompt = PromptWriter(operands, machine, narrow=narrow, tiles=tiles)
+        if SEQUENCES in operands:
+            return build_function(kernel, [DecodeWriter(operands, machine, few).code(), prompt.code()], [])
+        if isinstance(operands.queries, int):
+            body = DecodeWriter(operands, machine, operands.queries) if operands.queries <= few else prompt
             return build_function(kernel, [body.code()], [])
-        decode = DecodeWriter(own, machine, few).code()
-        return build_function(kernel, [tirx.IfThenElse(own.queries <= few, decode, prompt.code())], [])
+        decode = DecodeWriter(operands, machine, few).code()
+        return build_function(kernel, [tirx.IfThenElse(operands.queries <= few, decode, prompt.code())], [])
 
 
 def sizes_of(function: PrimFunc) -> CacheSizes:

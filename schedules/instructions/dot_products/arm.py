@@ -41,7 +41,7 @@ def in_quarters(symbol: str, single: str, lanes: int, scalar: str) -> str:
 def _joined(parts: list[str], scalar: str) -> list[str]:
     """Lines that concatenate four-lane vectors and return the result."""
     lines = []
-    whole, size = parts[0], REGISTER_LANES
+    vector, size = parts[0], REGISTER_LANES
     for number, part in enumerate(parts[1:]):
         kind = f"<{size} x {scalar}>"
         # Both operands of a shuffle have one length.
@@ -50,9 +50,9 @@ def _joined(parts: list[str], scalar: str) -> list[str]:
         lines.append(f"  %w{number} = shufflevector {four} {part}, {four} poison, <{size} x i32> <{order}>")
         both = ", ".join(f"i32 {lane}" for lane in range(size + REGISTER_LANES))
         mask = f"<{size + REGISTER_LANES} x i32> <{both}>"
-        lines.append(f"  %j{number} = shufflevector {kind} {whole}, {kind} %w{number}, {mask}")
-        whole, size = f"%j{number}", size + REGISTER_LANES
-    return [*lines, f"  ret <{size} x {scalar}> {whole}"]
+        lines.append(f"  %j{number} = shufflevector {kind} {vector}, {kind} %w{number}, {mask}")
+        vector, size = f"%j{number}", size + REGISTER_LANES
+    return [*lines, f"  ret <{size} x {scalar}> {vector}"]
 
 
 _CASTS = "  %x = bitcast <4 x i32> %a to <16 x i8>\n  %y = bitcast <4 x i32> %b to <16 x i8>"

@@ -147,11 +147,13 @@ def _padded(operation: Operation, lanes: int, wide: int) -> str:
     i, w = vector("i32", lanes), vector("i32", wide)
     lines = [f"define {i} @{symbol(name, lanes)}({i} %c, {i} %a, {i} %b) alwaysinline nounwind {{"]
     positions = ", ".join(f"i32 {min(lane, lanes)}" for lane in range(wide))
-    for each in "cab":
+    for operand in "cab":
         if lanes == 1:
-            lines.append(f"  %{each}w = insertelement {w} zeroinitializer, i32 %{each}, i32 0")
+            lines.append(f"  %{operand}w = insertelement {w} zeroinitializer, i32 %{operand}, i32 0")
         else:
-            lines.append(f"  %{each}w = shufflevector {i} %{each}, {i} zeroinitializer, <{wide} x i32> <{positions}>")
+            lines.append(
+                f"  %{operand}w = shufflevector {i} %{operand}, {i} zeroinitializer, <{wide} x i32> <{positions}>"
+            )
     lines.append(f"  %rw = call {w} @{symbol(name, wide)}({w} %cw, {w} %aw, {w} %bw)")
     if lanes == 1:
         lines.append(f"  %r = extractelement {w} %rw, i32 0")

@@ -73,8 +73,8 @@ def quantized(
     zero = tirx.const(0.0, "float32")
     inverse = named("inverse", tirx.Select(peak > zero, tirx.const(_MAX_INT8, "float32") / peak, zero), "float32")
     sums = []
-    for number, each in enumerate(bound):
-        whole = named("whole", rounded_int32(each * broadcast(inverse, lanes)), "int32", lanes)
+    for number, vector in enumerate(bound):
+        whole = named("whole", rounded_int32(vector * broadcast(inverse, lanes)), "int32", lanes)
         kept, summed = put(number * lanes, whole)
         code.append(kept)
         sums.append(summed)
@@ -85,15 +85,13 @@ def block_round(data: Tensor, units: int, unit: int) -> Tensor:
     """Quantize float32 data (..., depth) to int32 (..., units, 3 + unit / 4); zero-padded past the depth."""
     depth, leading = data.shape[-1], list(data.shape[:-1])
     attrs = {KIND: BLOCK_ROUND, SPEC: str(unit)}
-    whole = isinstance(depth, tirx.IntImm) and int(depth.value) == units * unit
+    even = isinstance(depth, tirx.IntImm) and int(depth.value) == units * unit
     zero = tirx.const(0.0, "float32")
 
     def element(*at: Expr) -> Expr:
         """The element at index at[-1] of unit at[-2]."""
         position = at[-2] * unit + at[-1]
-        return (
-            data(*at[:-2], position) if whole else tirx.if_then_else(position < depth, data(*at[:-2], position), zero)
-        )
+        return data(*at[:-2], position) if even else tirx.if_then_else(position < depth, data(*at[:-2], position), zero)
 
     k = te.reduce_axis((index(0), index(unit)), name="k")
     peak = te.compute(
@@ -187,16 +185,16 @@ class _Writer:
         """All rows and units."""
         *leading, depth = shape_of(self.data)
         units = shape_of(self.result)[-2]
-        whole, rest = divmod(depth, self.unit)
+        full_units, rest = divmod(depth, self.unit)
         amount = prod((depth * _WEIGHT, *leading))
 
         def row(at: list[Expr]) -> Stmt:
             def direct(unit: Expr) -> Stmt:
                 return self._unit(at, unit, lambda first: load(self.data, *at, lanes_of(first, self.lanes)))
 
-            parts = [repeat("unit", whole, direct)] if whole else []
-            parts += [self._part(at, whole, rest)] if rest else []
-            empty = whole + (rest > 0)
+            parts = [repeat("unit", full_units, direct)] if full_units else []
+            parts += [self._part(at, full_units, rest)] if rest else []
+            empty = full_units + (rest > 0)
             if units > empty:
                 parts.append(repeat("unit", units - empty, lambda unit: self._empty(at, unit + empty)))
             return sequence(parts)
@@ -227,9 +225,9 @@ class _Writer:
         def put(start: int, whole: Expr) -> tuple[Stmt, Expr]:
             narrow = tirx.Cast(f"int8x{lanes}", whole)
             bytes_ = tirx.reinterpret(f"int32x{words}" if words > 1 else "int32", narrow)
-            kept = store(self.result, bytes_, *at, unit, lanes_of(HEADER + start // WORD_BYTES, words))
+            stored = store(self.result, bytes_, *at, unit, lanes_of(HEADER + start // WORD_BYTES, words))
             # As the bytes are read back: values out of the int32 range became other numbers.
-            return kept, tirx.Cast(f"int32x{lanes}" if lanes > 1 else "int32", narrow)
+            return stored, tirx.Cast(f"int32x{lanes}" if lanes > 1 else "int32", narrow)
 
         vectors = [vector(unit * self.unit + start) for start in range(0, self.unit, lanes)]
         code, peak, total = quantized(vectors, lanes, put)

@@ -38,11 +38,11 @@ def block_cycles(
 ) -> float:
     """Cycles of a matmul of int8-quantized rows."""
     units = ceil_div(columns, PANEL) * ceil_div(depth, layout.unit)
-    whole = rows // ROWS if in_tiles else 0
-    left = rows - whole * ROWS
-    cycles = whole * (PANEL // COLUMNS) * _tile_cycles(layout, machine) + left * _row_cycles(layout, machine)
+    tiles = rows // ROWS if in_tiles else 0
+    remaining = rows - tiles * ROWS
+    cycles = tiles * (PANEL // COLUMNS) * _tile_cycles(layout, machine) + remaining * _row_cycles(layout, machine)
     words = layout.unit // WORD_BYTES * ceil_div(PANEL, machine.lanes("int32")) * _UNPACKING
-    panels = ceil_div(whole * ROWS, _ROWS_OF_A_PANEL["tiles"]) + ceil_div(left, _ROWS_OF_A_PANEL["vectors"])
+    panels = ceil_div(tiles * ROWS, _ROWS_OF_A_PANEL["tiles"]) + ceil_div(remaining, _ROWS_OF_A_PANEL["vectors"])
     return units * (cycles + panels * words / machine.fma_ports)
 
 
@@ -225,10 +225,10 @@ class ExpertWriter(_OfExperts):
         together = super()._tile(at)
         if at.rows == 1:
             return together
-        one = super()._tile
+        single_row = super()._tile
 
         def alone(i: Expr) -> Stmt:
-            return one(at.part(i, 1))
+            return single_row(at.part(i, 1))
 
         first = self._expert(at.batch, at.row)
         same = [tirx.EQ(self._expert(at.batch, at.row + i), first) for i in range(1, int(at.rows))]
@@ -249,7 +249,7 @@ class ExpertTilesWriter(_OfExperts, BlockTilesWriter):
         return tirx.IfThenElse(rest > 0, left, None) if not isinstance(rest, int) else left if rest else None
 
     def _tile(self, at: Tile) -> Stmt:
-        held, allocation = allocate("begin", (1,), "int64", "local")
+        run_start, allocation = allocate("begin", (1,), "int64", "local")
 
         def ends(i: Expr) -> Stmt:
             """The run that ends at a given row of the block."""
@@ -257,19 +257,22 @@ class ExpertTilesWriter(_OfExperts, BlockTilesWriter):
             following = self._expert(at.batch, at.row + tirx.Min(i + 1, rows - 1))
             last = tirx.any(tirx.EQ(i + 1, rows), tirx.NE(following, self._expert(at.batch, at.row + i)))
             bindings: list[Stmt] = []
-            begin = name_value("first", tirx.BufferLoad(held, [index(0)]), bindings)
+            begin = name_value("first", tirx.BufferLoad(run_start, [index(0)]), bindings)
             run = self._run(at.part(begin, i + 1 - begin))
-            return tirx.IfThenElse(last, sequence(bindings, run, store(held, i + 1, 0)), None)
+            return tirx.IfThenElse(last, sequence(bindings, run, store(run_start, i + 1, 0)), None)
 
-        return sequence(allocation, store(held, index(0), 0), repeat_symbolic("row", at.rows, ends))
+        return sequence(allocation, store(run_start, index(0), 0), repeat_symbolic("row", at.rows, ends))
 
     def _run(self, at: Tile) -> Stmt:
         """Rows of a single expert."""
         unpacked, panel = self._unpacked(self._panel(at.batch, at.row, at.column))
-        tiles, own = tirx.FloorDiv(at.rows, index(ROWS)), replace(at, load=lambda k, j: tirx.BufferLoad(panel, [k, j]))
+        tiles, panel_tile = (
+            tirx.FloorDiv(at.rows, index(ROWS)),
+            replace(at, load=lambda k, j: tirx.BufferLoad(panel, [k, j])),
+        )
 
         def tile(first: Expr, count: int) -> Stmt:
-            return super(ExpertTilesWriter, self)._tile(own.part(first, count))
+            return super(ExpertTilesWriter, self)._tile(panel_tile.part(first, count))
 
         whole = repeat_symbolic("tile", tiles, lambda i: tile(i * ROWS, ROWS))
         parts: list[Stmt] = [tirx.IfThenElse(tiles > 0, sequence(unpacked, whole), None)]

@@ -185,12 +185,12 @@ class BlockWriter(WriterOfParts[Parts]):
     def _units(self, step: Expr, depth: int) -> list[tuple[int, Expr, Expr, int]]:
         """(first quad in the step, unit, group, depth) of the units of a step."""
         unit, group = self.layout.unit, self.layout.group
-        found = []
+        units = []
         for at in range(-(-depth // unit)):
             number_ = step * (STEP // unit) + at
             of_group = number_ if unit == group else tirx.FloorDiv(number_, index(group // unit))
-            found.append((at * unit // WORD_BYTES, number_, of_group, min(unit, depth - at * unit)))
-        return found
+            units.append((at * unit // WORD_BYTES, number_, of_group, min(unit, depth - at * unit)))
+        return units
 
     def _step(self, totals: RegisterTile, position: Position, step: Expr, depth: int) -> Stmt:
         code = self._ahead(totals, position, step)
@@ -208,11 +208,11 @@ class BlockWriter(WriterOfParts[Parts]):
         """Dot products of a unit whose bits start at a quad boundary, scaled and accumulated."""
         sums = RegisterTile(totals.rows, totals.width, self.lanes, "int32")
         code = [*sums.allocations, *self._integer_start(sums, position, unit)]
-        for each in range(self.layout.unit // WORD_BYTES):
+        for word in range(self.layout.unit // WORD_BYTES):
 
-            def add(i: int, at: Expr, lane: Expr, each: int = each) -> Expr:
-                data = self._data(position, i, unit, HEADER + each)
-                return self._dot(sums.sum(i, at), self._bits(position, lane, quad[0], quad[1] + each, None), data)
+            def add(i: int, at: Expr, lane: Expr, word: int = word) -> Expr:
+                data = self._data(position, i, unit, HEADER + word)
+                return self._dot(sums.sum(i, at), self._bits(position, lane, quad[0], quad[1] + word, None), data)
 
             code += sums.stores(add)
         return [*code, *self._integer_end(totals, sums.sum, position, unit, group)]
