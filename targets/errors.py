@@ -20,10 +20,10 @@ class UnknownTarget(TargetError):  # noqa: N818  (the user-facing class is in co
 
     def __init__(self, name: str, known: Iterable[str]) -> None:
         names = sorted(known)
-        asked = name.lower().replace("_", "-")
-        words = [each for each in names if asked in each.replace("+", "-").split("-")]
-        inside = [each for each in names if asked and asked in each]
-        near = get_close_matches(asked, names, n=3, cutoff=0.5) or words or inside
+        requested = name.lower().replace("_", "-")
+        words = [each for each in names if requested in each.replace("+", "-").split("-")]
+        inside = [each for each in names if requested and requested in each]
+        near = get_close_matches(requested, names, n=3, cutoff=0.5) or words or inside
         hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"known targets: {', '.join(names)}"
         super().__init__(f"unknown target {name!r}", hint)
         self.name = name

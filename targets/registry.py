@@ -32,12 +32,12 @@ _SUITE = "targets.conformance"  # defines no target, and imports onnx and TVM
 
 
 def _foreign() -> dict[str, EntryPoint]:
-    found: dict[str, EntryPoint] = {}
+    entries: dict[str, EntryPoint] = {}
     for entry in entry_points(group=ENTRY_POINT_GROUP):
-        if entry.name in found or entry.name in _own():
+        if entry.name in entries or entry.name in _own():
             raise RegistrationError(f"the target name {entry.name!r} of {entry.value} is taken already")
-        found[entry.name] = entry
-    return found
+        entries[entry.name] = entry
+    return entries
 
 
 def _modules_with_presets(package: str) -> Iterator[ModuleType]:
@@ -55,13 +55,13 @@ def _modules_with_presets(package: str) -> Iterator[ModuleType]:
 def _own() -> dict[str, Factory]:
     """The presets in the modules of this package: each may have a function `presets()` that returns functions of the
     core count."""
-    found: dict[str, Factory] = {}
+    targets: dict[str, Factory] = {}
     for module in _modules_with_presets("targets"):
         offered: dict[str, Factory] = module.presets()
-        if twice := found.keys() & offered.keys():
+        if twice := targets.keys() & offered.keys():
             raise RegistrationError(f"two targets are named {sorted(twice)[0]!r}")
-        found |= offered
-    return found
+        targets |= offered
+    return targets
 
 
 def names() -> list[str]:
@@ -86,14 +86,14 @@ def get(name: str, *, cores: int | None = None) -> Target:
     plain, colon, count = name.partition(":")
     if colon:
         return _with_cores(plain.strip(), count.strip())
-    own = _own()
-    wanted = resolved(name, own)
-    if wanted in own:
-        return own[wanted](cores)
+    built_in = _own()
+    resolved_name = resolved(name, built_in)
+    if resolved_name in built_in:
+        return built_in[resolved_name](cores)
     foreign = _foreign()
-    if name in foreign or wanted in foreign:
-        return _load(foreign[name if name in foreign else wanted])
-    raise UnknownTarget(name, [*own, *foreign])
+    if name in foreign or resolved_name in foreign:
+        return _load(foreign[name if name in foreign else resolved_name])
+    raise UnknownTarget(name, [*built_in, *foreign])
 
 
 def _with_cores(name: str, count: str) -> Target:
@@ -164,27 +164,27 @@ _PI = re.compile(r"(?:rpi|pi|raspberrypi)([245])(?:b|modelb)?(32|32bit)?")
 def resolved(name: str, known: Collection[str]) -> str:
     """The canonical name of a target; the name itself (lower case, with hyphens) if it is not an alias. Raises
     TargetError if it refers to this machine's GPU, and there is none that has a target."""
-    wanted = re.sub(r"[\s_]+", "-", name.strip().lower())
-    if wanted in known:
-        return wanted
-    if wanted in _GRAPHICS:
-        return _graphics_processor(wanted)
-    if wanted in _ALIASES:
-        return _ALIASES[wanted]
-    plain = _plain(wanted)
+    normalized = re.sub(r"[\s_]+", "-", name.strip().lower())
+    if normalized in known:
+        return normalized
+    if normalized in _GRAPHICS:
+        return _graphics_processor(normalized)
+    if normalized in _ALIASES:
+        return _ALIASES[normalized]
+    plain = _plain(normalized)
     pi = _PI.fullmatch(plain)
     if pi is not None:
         wide = f"raspberry-pi-{pi[1]}"
         return f"{wide}-32bit" if pi[2] and f"{wide}-32bit" in known else wide
     same = [each for each in known if _plain(each) == plain]
-    return same[0] if len(same) == 1 else wanted
+    return same[0] if len(same) == 1 else normalized
 
 
 def _plain(name: str) -> str:
     return re.sub(r"[^a-z0-9+]", "", name)
 
 
-def _graphics_processor(wanted: str) -> str:
+def _graphics_processor(alias: str) -> str:
     """The preset for the first GPU of this machine: for its compute capability, or the next lower one."""
     presets = json.loads((Path(__file__).parent / "cuda" / "presets.json").read_text(encoding="utf-8"))
     capabilities = {
@@ -196,7 +196,7 @@ def _graphics_processor(wanted: str) -> str:
     present = cuda_device.compute_capabilities()
     if not present:
         raise TargetError(
-            f"target {wanted!r} means the NVIDIA GPU of this machine, and none was found",
+            f"target {alias!r} means the NVIDIA GPU of this machine, and none was found",
             f"name the one to build for: {names}; or cuda-simulated, which needs none",
         )
     fitting = {name: value for name, value in capabilities.items() if value <= present[0]}

@@ -37,10 +37,10 @@ def _bounds(split: Expr, index: int) -> tuple[int, int, int] | None:
     size = split.args[0].ty.shape.values[axis] if isinstance(split.args[0].ty.shape, relax.ShapeExpr) else None
     if not isinstance(size, tvm.tirx.IntImm):
         return None
-    given = split.attrs.indices_or_sections
-    if isinstance(given, int | tvm.tirx.IntImm):
-        each = -(-int(size) // int(given))
-        edges = [min(each * number, int(size)) for number in range(int(given) + 1)]
+    sections = split.attrs.indices_or_sections
+    if isinstance(sections, int | tvm.tirx.IntImm):
+        each = -(-int(size) // int(sections))
+        edges = [min(each * number, int(size)) for number in range(int(sections) + 1)]
     else:
-        edges = [0, *(int(edge) for edge in given), int(size)]
+        edges = [0, *(int(edge) for edge in sections), int(size)]
     return axis, edges[index], edges[index + 1]

@@ -96,10 +96,10 @@ def attention_over_a_cache(graph: Graph) -> None:
     """Heads that share keys, attending to earlier tokens and themselves: a single query, a prompt, a long one."""
     graph.opset = 23
     for batch, queries, heads, past, softcap in ((2, 1, 3, 9, 0.0), (1, 21, 2, 5, 2.0), (1, 1, 1, 40, 0.0)):
-        given = [graph.input(batch, queries, each * 12) for each in (2 * heads, heads, heads)]
-        before = [graph.input(batch, heads, past, 12) for _ in range(2)]
+        inputs = [graph.input(batch, queries, each * 12) for each in (2 * heads, heads, heads)]
+        past_states = [graph.input(batch, heads, past, 12) for _ in range(2)]
         options = {"q_num_heads": 2 * heads, "kv_num_heads": heads, "is_causal": 1, "softcap": softcap}
-        graph.result(graph.node("Attention", [*given, "", *before], outputs=3, **options))
+        graph.result(graph.node("Attention", [*inputs, "", *past_states], outputs=3, **options))
 
 
 def encoder(batch: int | str, length: int | str) -> onnx.ModelProto:
@@ -226,11 +226,11 @@ class Graph:
     def model(self, name: str) -> onnx.ModelProto:
         """The model, with its outputs' types and shapes inferred."""
         graph = helper.make_graph(self.nodes, name, self.inputs, self.outputs, self.constants)
-        made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", self.opset)], ir_version=10)
-        known = {value.name: value for value in onnx.shape_inference.infer_shapes(made).graph.output}
+        proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", self.opset)], ir_version=10)
+        known = {value.name: value for value in onnx.shape_inference.infer_shapes(proto).graph.output}
         for position, output in enumerate(self.outputs):
-            made.graph.output[position].CopyFrom(known[output.name])
-        return made
+            proto.graph.output[position].CopyFrom(known[output.name])
+        return proto
 
 
 DTYPES = ("float32", "float16", "int32", "int8", "uint8")
@@ -327,9 +327,9 @@ def small_net(batch: int | str) -> onnx.ModelProto:
     """An image classifier: two convolutions, a residual sum, a depthwise one, pooling, two matmuls, a softmax."""
     graph = Graph("float32")
     x = graph.input(batch, 3, 16, 16)
-    one = graph.node("Relu", [graph.node("Conv", [x, graph.weight(16, 3, 3, 3), graph.weight(16)], pads=[1] * 4)])
-    two = graph.node("Conv", [one, graph.weight(16, 16, 3, 3)], pads=[1] * 4)
-    total = graph.node("Relu", [graph.node("Add", [one, two])])
+    first = graph.node("Relu", [graph.node("Conv", [x, graph.weight(16, 3, 3, 3), graph.weight(16)], pads=[1] * 4)])
+    second = graph.node("Conv", [first, graph.weight(16, 16, 3, 3)], pads=[1] * 4)
+    total = graph.node("Relu", [graph.node("Add", [first, second])])
     deep = graph.node("Conv", [total, graph.weight(16, 1, 3, 3)], group=16, strides=[2, 2], pads=[1] * 4)
     pooled = graph.node("Flatten", [graph.node("GlobalAveragePool", [deep])])
     hidden = graph.node(
@@ -343,10 +343,10 @@ def quantized_net() -> tuple[onnx.ModelProto, float]:
     """A net with every tensor quantized to int8, as quantizers for accelerators write it, and its result's step."""
     graph = Graph("float32")
     steps = (0.02, 0.05, 0.05, 0.05, 0.02, 0.03)
-    left = iter(steps)
+    remaining = iter(steps)
 
     def rounded(name: str) -> str:
-        parameters = [graph.constant(np.array(next(left), np.float32)), graph.constant(np.array(-3, np.int8))]
+        parameters = [graph.constant(np.array(next(remaining), np.float32)), graph.constant(np.array(-3, np.int8))]
         return graph.node("DequantizeLinear", [graph.node("QuantizeLinear", [name, *parameters]), *parameters])
 
     def weight(*shape: int) -> str:
@@ -355,9 +355,9 @@ def quantized_net() -> tuple[onnx.ModelProto, float]:
         return graph.node("DequantizeLinear", [graph.constant(values), scale, zero])
 
     x = rounded(graph.input(1, 3, 16, 16))
-    one = rounded(graph.node("Relu", [graph.node("Conv", [x, weight(16, 3, 3, 3), graph.weight(16)], pads=[1] * 4)]))
-    two = rounded(graph.node("Conv", [one, weight(16, 1, 3, 3)], group=16, pads=[1] * 4))
-    total = rounded(graph.node("Add", [one, two]))
+    first = rounded(graph.node("Relu", [graph.node("Conv", [x, weight(16, 3, 3, 3), graph.weight(16)], pads=[1] * 4)]))
+    second = rounded(graph.node("Conv", [first, weight(16, 1, 3, 3)], group=16, pads=[1] * 4))
+    total = rounded(graph.node("Add", [first, second]))
     pooled = rounded(graph.node("GlobalAveragePool", [total]))
     result = rounded(graph.node("Conv", [pooled, weight(10, 16, 1, 1)]))
     graph.result(result)

@@ -91,7 +91,7 @@ class Check:
 
 def checks() -> list[Check]:
     """The suite, in execution order."""
-    made = [
+    model_checks = [
         Check(f"{family} {dtype}", _operators(family, dtype))
         for family in FAMILIES
         for dtype in DTYPES
@@ -99,7 +99,7 @@ def checks() -> list[Check]:
     ]
     return [
         Check("description", _description),
-        *made,
+        *model_checks,
         Check("small net", _small_net),
         Check("encoder", _encoder),
         Check("quantized net", _quantized_net),
@@ -171,12 +171,12 @@ def _reference(model: onnx.ModelProto, inputs: Mapping[str, Array]) -> dict[str,
 def differences(expected: Mapping[str, Array], actual: Mapping[str, Array], tolerance: float) -> str | None:
     """Names of outputs that differ by more than `tolerance` of their largest value; None if none does."""
     wrong = []
-    for name, wanted in expected.items():
+    for name, reference in expected.items():
         got = np.asarray(actual[name])
-        if got.shape != wanted.shape or got.dtype != wanted.dtype:
-            wrong.append(f"{name} is {got.dtype}{list(got.shape)}, not {wanted.dtype}{list(wanted.shape)}")
+        if got.shape != reference.shape or got.dtype != reference.dtype:
+            wrong.append(f"{name} is {got.dtype}{list(got.shape)}, not {reference.dtype}{list(reference.shape)}")
             continue
-        wide = wanted.astype(np.float64)
+        wide = reference.astype(np.float64)
         error = np.abs(got.astype(np.float64) - wide).max(initial=0.0)
         if not error <= tolerance * max(1.0, np.abs(wide).max(initial=0.0)):
             wrong.append(f"{name} differs by {error:.3g}")
@@ -250,12 +250,12 @@ def _states(target: Target, compiler: SuiteCompiler) -> str | None:
     for step in range(3):
         if step == 1:
             walks.append((session.fork(), dict(states)))
-        for number, (each, held) in enumerate(walks):
-            given = {"x": inputs["x"] + step - number, "at": np.array([[2 * step + number]])}
-            expected = _reference(model, {**given, **held})
-            held.update(cache=expected.pop("new_cache"), h=expected.pop("hn"))
-            problem = differences(expected, each.run(given), TOLERANCES["float32"])
-            problem = problem or differences(held, each.states, TOLERANCES["float32"])
+        for number, (module, state) in enumerate(walks):
+            feeds = {"x": inputs["x"] + step - number, "at": np.array([[2 * step + number]])}
+            expected = _reference(model, {**feeds, **state})
+            state.update(cache=expected.pop("new_cache"), h=expected.pop("hn"))
+            problem = differences(expected, module.run(feeds), TOLERANCES["float32"])
+            problem = problem or differences(state, module.states, TOLERANCES["float32"])
             if problem:
                 return f"run {step} of session {number}: {problem}"
     return None

@@ -146,15 +146,15 @@ class CrossToolchain:
         """The command prefix that runs a program of this architecture here. Raises ToolchainMissing."""
         program = f"qemu-{self.qemu}"
         folder = os.environ.get(EMULATOR_FOLDER)
-        found = shutil.which(program, path=folder) if folder else shutil.which(program)
-        if found is None:
+        path = shutil.which(program, path=folder) if folder else shutil.which(program)
+        if path is None:
             where = f"in {folder} ({EMULATOR_FOLDER})" if folder else "on the PATH"
             raise ToolchainMissing(
                 f"{program}, which runs {self.architecture} programs here, is not {where}",
                 install_line("qemu-user", {"dnf": "qemu-user", "pacman": "qemu-user", "apk": f"qemu-{self.qemu}"}),
             )
         libraries = Path("/usr") / self.prefix
-        return (found, *self.emulator_options, "-L", str(libraries))
+        return (path, *self.emulator_options, "-L", str(libraries))
 
     def _program(self, name: str) -> str:
         program = f"{self.prefix}-{name}"

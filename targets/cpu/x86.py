@@ -91,16 +91,16 @@ def _known(mcpu: str, features: frozenset[str], cores: int) -> dict[str, Any]:
     """
     entries = [each for each in load_presets(_PRESETS_FILE)["processors"].values() if "simulates" not in each]
     if features <= llvm_features(mcpu):
-        found = next((each for each in entries if each["mcpu"] == mcpu), None)
+        preset = next((each for each in entries if each["mcpu"] == mcpu), None)
     else:
         fitting = [each for each in entries if _features_of(each) <= features]
-        found = max(fitting, key=lambda each: len(_features_of(each)), default=None)
-    if found is None:
+        preset = max(fitting, key=lambda each: len(_features_of(each)), default=None)
+    if preset is None:
         return {}
-    as_wide = _vector_unit(_features_of(found)) == _vector_unit(features)
+    as_wide = _vector_unit(_features_of(preset)) == _vector_unit(features)
     names = ("fma_ports", "fma_latency", "rates") if as_wide else ()
-    known = {name: found["machine"][name] for name in names if name in found["machine"]}
-    return {**known, **memory_rate(found, cores)}
+    known = {name: preset["machine"][name] for name in names if name in preset["machine"]}
+    return {**known, **memory_rate(preset, cores)}
 
 
 def presets() -> dict[str, Callable[[int | None], Target]]:

@@ -131,10 +131,10 @@ def check_shared_memory(text: str, limit: int) -> None:
     starts = [*_KERNEL.finditer(text)]
     for start, end in zip(starts, [*(each.start() for each in starts[1:]), len(text)], strict=True):
         found = _SHARED.finditer(text, start.end(), end)
-        taken = sum(_BYTES.get(each["type"], _WIDEST) * int(each["count"]) for each in found)
-        if taken > limit:
+        used = sum(_BYTES.get(each["type"], _WIDEST) * int(each["count"]) for each in found)
+        if used > limit:
             raise TargetError(
-                f"a block of kernel {start['name']!r} takes {taken} bytes of shared memory, and the device has {limit}",
+                f"a block of kernel {start['name']!r} takes {used} bytes of shared memory, and the device has {limit}",
                 "this is a defect; please report it",
             )
 

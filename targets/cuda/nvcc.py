@@ -103,20 +103,20 @@ def find_nvcc() -> Nvcc:
     raise ToolchainMissing(f"{where}; it compiles kernels for NVIDIA GPUs", install_command("cuda"))
 
 
-def _resources(said: str) -> list[KernelResources]:
+def _resources(output: str) -> list[KernelResources]:
     """The kernels in ptxas' report."""
-    found = []
+    resources = []
     name, spills = "", (0, 0, 0)
-    for line in said.splitlines():
+    for line in output.splitlines():
         if match := re.search(r"Function properties for (\S+)", line):
             name = match.group(1)
         elif match := _SPILLS.search(line):
             spills = (int(match.group(1)), int(match.group(2)), int(match.group(3)))
         elif name and (match := _REGISTERS.search(line)):
             shared = _SHARED.search(line)
-            found.append(KernelResources(name, int(match.group(1)), *spills, int(shared.group(1)) if shared else 0))
+            resources.append(KernelResources(name, int(match.group(1)), *spills, int(shared.group(1)) if shared else 0))
             name, spills = "", (0, 0, 0)
-    return found
+    return resources
 
 
 def tensor_core_instructions(cubin: Path) -> dict[str, int]:

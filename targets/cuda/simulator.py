@@ -161,13 +161,13 @@ def _loader(load: object) -> Iterator[None]:
     """Load CUDA modules in libraries by `load` inside the block."""
     import tvm_ffi
 
-    before = tvm_ffi.get_global_func(_LOADER, allow_missing=True)
+    old_loader = tvm_ffi.get_global_func(_LOADER, allow_missing=True)
     tvm_ffi.register_global_func(_LOADER, load, override=True)
     try:
         yield
     finally:
-        if before is not None:
-            tvm_ffi.register_global_func(_LOADER, before, override=True)
+        if old_loader is not None:
+            tvm_ffi.register_global_func(_LOADER, old_loader, override=True)
         else:
             tvm_ffi.registry.remove_global_func(_LOADER)
 
@@ -183,17 +183,17 @@ def simulate_graphs() -> None:
     import tvm_ffi
 
     invoke = tvm_ffi.get_global_func(_INVOKE)
-    kept: dict[Any, Any] = {}
+    graphs: dict[Any, Any] = {}
 
     def allocate(machine: object, function: object, entry: int) -> Any:
         key = (_address(machine), "memory", int(entry))
-        if key not in kept:
-            kept[key] = invoke(machine, function)
-        return kept[key]
+        if key not in graphs:
+            graphs[key] = invoke(machine, function)
+        return graphs[key]
 
     def run(machine: Any, function: Any, arguments: Any, entry: int, *sizes: Any) -> Any:
         key = (_address(machine), "graph", int(entry), tuple(tuple(each) for each in sizes))
-        recorded = kept.setdefault(key, arguments)
+        recorded = graphs.setdefault(key, arguments)
         return invoke(machine, function, *recorded)
 
     tvm_ffi.register_global_func(ALLOCATE, allocate)

@@ -72,21 +72,21 @@ class Dense:
         if channels > _FEW_CHANNELS or columns == 1:
             return {}
         needed = (self.positions[1] - 1) * stride + self.window.extents[1] - left
-        found = {}
+        forms = {}
         windows = Arrangement(left, needed - width, columns, self.window.dilation[1], stride, self.positions[1])
         weight = self.weight.reshape(*self.weight.shape[:2], 1, -1)
         window = Window((weight.shape[1], 1), (stride_down, 1), (top, bottom, 0, 0), (self.window.dilation[0], 1))
         image = (batch, height, self.positions[1], columns * channels)
-        found["windows by the processor"] = windows, replace(self, image=image, weight=weight, window=window)
+        forms["windows by the processor"] = windows, replace(self, image=image, weight=weight, window=window)
         for factor in range(2, _DEEPEST // channels + 1):
-            whole = -(-(needed + left) // factor) * factor
-            padded = Arrangement(left, whole - left - width)
+            padded_width = -(-(needed + left) // factor) * factor
+            padded = Arrangement(left, padded_width - left - width)
             window = replace(self.window, padding=(top, bottom, 0, 0))
-            dense = replace(self, image=(batch, height, whole, channels), window=window)
+            dense = replace(self, image=(batch, height, padded_width, channels), window=window)
             for name, form in dense._joined():
                 if name == f"join {factor} columns" and padded.right >= 0:
-                    found[f"padding by the processor, {name}"] = padded, form
-        return {name: form for name, form in found.items() if form[1]._fits()}
+                    forms[f"padding by the processor, {name}"] = padded, form
+        return {name: form for name, form in forms.items() if form[1]._fits()}
 
     def _fits(self) -> bool:
         rows, columns = self.window.extents
@@ -146,9 +146,9 @@ class Dense:
             weight = self.weight.reshape(*self.weight.shape[:2], -1, narrow)
             name = f"split channels in {parts}"
             if self._is_pointwise:
-                whole = (batch, height * width, parts, narrow)
+                new_image = (batch, height * width, parts, narrow)
                 window = Window((1, parts), (1, 1), (0, 0, 0, 0))
-                yield name, replace(self, image=whole, weight=weight, window=window, positions=(height * width, 1))
+                yield name, replace(self, image=new_image, weight=weight, window=window, positions=(height * width, 1))
             if self.window.dilation[1] == 1 and not (self._is_pointwise and width == 1):
                 top, bottom, left, right = (
                     each * each_parts
@@ -164,8 +164,8 @@ class Dense:
                     (top, bottom, left, right),
                     (self.window.dilation[0], 1),
                 )
-                whole = (batch, height, width * parts, narrow)
-                yield f"{name}, in rows", replace(self, image=whole, weight=weight, window=window)
+                new_image = (batch, height, width * parts, narrow)
+                yield f"{name}, in rows", replace(self, image=new_image, weight=weight, window=window)
 
     def _flat(self) -> Iterator[tuple[str, Dense]]:
         """Forms with all positions in one row."""

@@ -30,9 +30,9 @@ class Window:
         """Window from the attributes of an operator of the model, on images or sequences."""
         sides = [int(each) for each in attributes.padding]
         count = len(sides) // 2
-        before, after = _pair(sides[:count], 0), _pair(sides[count:], 0)
+        pads_before, pads_after = _pair(sides[:count], 0), _pair(sides[count:], 0)
         strides, dilation = (_pair([int(each) for each in v], 1) for v in (attributes.strides, attributes.dilation))
-        return cls(_pair(kernel, 1), strides, (before[0], after[0], before[1], after[1]), dilation)
+        return cls(_pair(kernel, 1), strides, (pads_before[0], pads_after[0], pads_before[1], pads_after[1]), dilation)
 
     @property
     def extents(self) -> tuple[int, int]:
@@ -42,11 +42,11 @@ class Window:
 
     def results(self, positions: Sequence[int]) -> tuple[int, int]:
         """Number of result positions for an operand of these sizes."""
-        before, after = self.padding[::2], self.padding[1::2]
+        pads_before, pads_after = self.padding[::2], self.padding[1::2]
         height, width = (
             (size + start + end - extent) // stride + 1
             for size, start, end, extent, stride in zip(
-                positions, before, after, self.extents, self.strides, strict=True
+                positions, pads_before, pads_after, self.extents, self.strides, strict=True
             )
         )
         return height, width
@@ -117,12 +117,12 @@ class Patches:
         """Images (N, H, W, C) as (N, patches down, patches across, rows * columns of a patch * C)."""
         batch, *positions, channels = x.shape
         counts = [size + extent - 1 for size, extent in zip(self.sizes, self._kernel, strict=True)]
-        around, kept = [], []
+        around, sizes = [], []
         for axis, (size, count, stride) in enumerate(zip(positions, counts, self.window.strides, strict=True)):
-            before = self.window.padding[2 * axis]
-            kept.append(min(size, count * stride - before))
-            around += [before, count * stride - before - kept[-1]]
-        x = graph.slice(x, [0] * 4, (batch, *kept, channels))
+            pad_before = self.window.padding[2 * axis]
+            sizes.append(min(size, count * stride - pad_before))
+            around += [pad_before, count * stride - pad_before - sizes[-1]]
+        x = graph.slice(x, [0] * 4, (batch, *sizes, channels))
         x = graph.pad(x, [0, 0, *around, 0, 0], zero)
         (down, across), (rows, columns) = counts, self.window.strides
         x = graph.transpose(graph.reshape(x, (batch, down, rows, across, columns, channels)), (0, 1, 3, 2, 4, 5))

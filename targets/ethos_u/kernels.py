@@ -46,10 +46,10 @@ class Kernel:
         data = rng.normal(size=self.shape).astype(np.float32) * 3
         order = rng.permutation(data.size)
         shuffled = data.ravel()[order].reshape(self.shape)
-        whole = self(data).ravel()
+        expected = self(data).ravel()
         halved = self(np.where(np.arange(data.size).reshape(self.shape) < data.size // 2, data, 0)).ravel()
-        return np.array_equal(self(shuffled).ravel(), whole[order], equal_nan=True) and np.array_equal(
-            halved[: data.size // 2], whole[: data.size // 2], equal_nan=True
+        return np.array_equal(self(shuffled).ravel(), expected[order], equal_nan=True) and np.array_equal(
+            halved[: data.size // 2], expected[: data.size // 2], equal_nan=True
         )
 
     def values(self, inputs: Array) -> Array:
@@ -64,18 +64,18 @@ class Kernel:
         changes. Raises Unsupported if it is not such a kernel, as far as random inputs show."""
         if len(self.shape) != len(self.result_shape):
             raise Unsupported("it is a kernel that changes the number of axes")
-        found = {}
+        matrices = {}
         for axis, size in enumerate(self.shape):
             matrix = self._matrix(axis, size)
             if matrix.shape != (size, size) or not np.array_equal(matrix, np.eye(size)):
-                found[axis] = matrix
+                matrices[axis] = matrix
         data = np.random.default_rng(0).normal(size=self.shape)
         expected = data
-        for axis, matrix in found.items():
+        for axis, matrix in matrices.items():
             expected = np.moveaxis(np.tensordot(matrix, expected, (1, axis)), 0, axis)
         if not np.allclose(self(data), expected, rtol=1e-4, atol=1e-4):
             raise Unsupported("it is a kernel that does more than map each axis separately")
-        return found
+        return matrices
 
     def _matrix(self, axis: int, size: int) -> Array:
         row = tuple(slice(None) if each == axis else 0 for each in range(len(self.shape)))

@@ -80,9 +80,9 @@ def sources(title: str, report: Mapping[str, Any], parameters: Iterable[Any]) ->
     """
     beside = report["operators"]["processor"]
     if report["segments"] != 1 or beside or "tensors" not in report:
-        kept = ", ".join(f"{name} ({count})" for name, count in beside.items()) or "its inputs or outputs"
+        remaining = ", ".join(f"{name} ({count})" for name, count in beside.items()) or "its inputs or outputs"
         raise TargetError(
-            f"the net does not run wholly on {report['accelerator']}: the processor computes {kept}",
+            f"the net does not run wholly on {report['accelerator']}: the processor computes {remaining}",
             "C sources are for nets of one program; see the refusals of `tensorwright inspect`, and quantize the model",
         )
     (data,) = (np.asarray(each).tobytes() for each in parameters if is_program(each))

@@ -58,17 +58,17 @@ class EthosUNetwork:
         self.accelerator = accelerator
         self.memory_limit = memory_limit if memory_limit is not None else accelerator.dedicated_sram_kib * 1024 or None
         self._view = View(prepared(mod))
-        found = find(self._view, accelerator)
-        self._steps = list(found.steps.values())
-        variables = list(found.steps)
-        partitioned(self._view, found, self._view.results, accelerator, VelaOptions())
-        if not found.steps:
-            reasons = "; ".join(sorted({f"{name}: {reason}" for name, reason in found.refused}))
+        partition = find(self._view, accelerator)
+        self._steps = list(partition.steps.values())
+        variables = list(partition.steps)
+        partitioned(self._view, partition, self._view.results, accelerator, VelaOptions())
+        if not partition.steps:
+            reasons = "; ".join(sorted({f"{name}: {reason}" for name, reason in partition.refused}))
             raise TargetError(
                 f"nothing of the model runs on the {accelerator.name}: {reasons or 'it has no quantized operator'}",
                 "quantize the model for this target first (tensorwright.quantize)",
             )
-        self._kept = {number: each for number, each in enumerate(variables) if each in found.steps}
+        self._kept = {number: each for number, each in enumerate(variables) if each in partition.steps}
         self._compiled: dict[tuple[bytes, VelaOptions], Compiled] = {}
         self._names = [step_name(number, step) for number, step in enumerate(self._steps)]
         self.space: Mapping[str, tuple[Setting, ...]] = {

@@ -57,7 +57,7 @@ class Found:
 
 def find(view: View, accelerator: Accelerator) -> Found:
     """Try to match every quantization."""
-    found = Found()
+    partition = Found()
     for variable, value in view.bindings:
         if operator_name(value) == "relax.quantize":
             try:
@@ -65,15 +65,15 @@ def find(view: View, accelerator: Accelerator) -> Found:
                 if step is not None:
                     one_segment([step])
             except (Unsupported, ValueError) as refusal:  # ValueError: a scale that no RESCALE has
-                found.refused.append((operator_of(view, value), str(refusal)))
+                partition.refused.append((operator_of(view, value), str(refusal)))
                 continue
             if step is not None:
-                found.steps[variable] = step
+                partition.steps[variable] = step
         elif operator_name(value) in _PRODUCTS and "float" in str(value.ty.dtype):
             reason = _unquantized(view, value)
             if reason is not None:
-                found.refused.append((str(value.op.name).removeprefix("relax."), reason))
-    return found
+                partition.refused.append((str(value.op.name).removeprefix("relax."), reason))
+    return partition
 
 
 def _unquantized(view: View, call: Call) -> str | None:
@@ -93,14 +93,14 @@ def claim(mod: tvm.IRModule, context: Any, accelerator: Accelerator) -> tvm.IRMo
     require()
     mod = prepared(mod)
     view = View(mod)
-    found = find(view, accelerator)
+    partition = find(view, accelerator)
     settings = NetworkSettings.of(context.settings)
-    found.write_in(settings.forms)
-    plan, compiled = partitioned(view, found, view.results, accelerator, settings.vela)
+    partition.write_in(settings.forms)
+    plan, compiled = partitioned(view, partition, view.results, accelerator, settings.vela)
     steps = {step.output.variable: step for part in plan.parts.values() for step in part.steps}
-    left = [value for variable, value in view.bindings if variable in plan.levels]
+    remaining = [value for variable, value in view.bindings if variable in plan.levels]
     parts, programs = list(plan.parts.values()), list(compiled.values())
-    report = partition_report(view, steps, found.refused, left, parts, programs, accelerator, settings.vela)
+    report = partition_report(view, steps, partition.refused, remaining, parts, programs, accelerator, settings.vela)
     if context.settings:
         report["settings"], report["measure"] = dict(context.settings), accelerator.measure_name
         report["summary"].append(f"{len(context.settings)} settings of a tuning record, by {accelerator.measure_name}")
@@ -122,7 +122,7 @@ def partitioned(
     while True:
         plan = schedule(view, found.steps, results)
         compiled = {}
-        before = len(found.steps)
+        old_count = len(found.steps)
         for level, part in plan.parts.items():
             if part.tosa in right:
                 plan.parts[level], compiled[level] = right[part.tosa]
@@ -144,7 +144,7 @@ def partitioned(
                 step = first_wrong(part, accelerator, options)
                 del found.steps[step.output.variable]
                 found.refused.append((step.operator, REASON))
-        if len(found.steps) == before:
+        if len(found.steps) == old_count:
             return plan, compiled
 
 
@@ -154,16 +154,16 @@ def _agreed(
     """A segment, or its alternative form, whose program computes its graph; None if neither does."""
     if accelerator.is_u85 or agrees(part, compiled.program):
         return part, compiled
-    other = turned_early(part)
-    if other.tosa == part.tosa:
+    turned = turned_early(part)
+    if turned.tosa == part.tosa:
         return None
     try:
-        again = compile_graph(other.tosa, accelerator, options)
+        again = compile_graph(turned.tosa, accelerator, options)
     except ToolchainMissing:
         raise
     except TargetError:  # Vela only supports the first form
         return None
-    return (other, again) if agrees(other, again.program) else None
+    return (turned, again) if agrees(turned, again.program) else None
 
 
 def _refuse_alone(step: Step, found: Found, accelerator: Accelerator) -> None:
@@ -193,9 +193,9 @@ class _Rewriter:
                 continue
             self._bindings, self._is_dataflow = [], True
             levels = self._plan.levels
-            kept = sorted((each for each in block.bindings if each.var in levels), key=lambda each: levels[each.var])
+            steps = sorted((each for each in block.bindings if each.var in levels), key=lambda each: levels[each.var])
             for level in range(max([*levels.values(), *self._plan.parts]) + 1):
-                self._bindings += [each for each in kept if levels[each.var] == level]
+                self._bindings += [each for each in steps if levels[each.var] == level]
                 if level in self._plan.parts:
                     self._call(self._plan.parts[level], self._compiled[level])
             blocks.append(relax.DataflowBlock(self._bindings, block.span))
@@ -251,17 +251,17 @@ def match(view: View, variable: Var, quantize: Expr, accelerator: Accelerator) -
     if variable not in view.home:
         raise Unsupported("it is in another part of a model with branches or loops")
     result = Result(view.described(variable, quantize), -128, 127, None, accelerator)
-    made = table(view, quantize.args[0], result)
-    if made is not None:
-        return made
+    lookup = table(view, quantize.args[0], result)
+    if lookup is not None:
+        return lookup
     expr, low, high = _limits(view, quantize.args[0], result.output)
     core, bias = _without_bias(view, expr)
     result = replace(result, low=low, high=high)
     call = view.definition(core)
-    found = matcher(registered_name(call))
-    if found is None:
+    rule = matcher(registered_name(call))
+    if rule is None:
         raise Unsupported("the accelerator has no such operator")
-    return found(view, call, replace(result, bias=bias))
+    return rule(view, call, replace(result, bias=bias))
 
 
 def operator_of(view: View, quantize: Expr) -> str:
@@ -363,14 +363,14 @@ def _arg_extremum(view: View, call: Call) -> _ArgExtremum:
     operand = call.args[1].fields[0]
     data, kernel = view.quantized(operand), Kernel(view, call)
     numbers = np.random.default_rng(0).integers(-9, 10, data.shape).astype(np.float32)  # some are equal
-    found = kernel(numbers)
+    computed = kernel(numbers)
     for axis, size in enumerate(data.shape):
         for smallest in (False, True):
             for last in (False, True):
                 turned = np.flip(-numbers if smallest else numbers, axis) if last else -numbers if smallest else numbers
                 index = turned.argmax(axis)
                 index = size - 1 - index if last else index
-                if index.size == found.size and np.array_equal(index.ravel(), found.ravel()):
+                if index.size == computed.size and np.array_equal(index.ravel(), computed.ravel()):
                     return _ArgExtremum(operand, data, axis, smallest, last)
     raise Unsupported("it returns the index of neither the maximum nor the minimum")
 
@@ -396,11 +396,11 @@ class _ArgExtremumRewriter(PyExprMutator):
     def _differences(self, extremum: _ArgExtremum) -> Expr:
         """0 for the extreme values, negative for the rest."""
         x = self.visit_expr(extremum.operand)
-        found = self._view.call(extremum.operand, "relax.dequantize")
-        assert found is not None
+        call = self._view.call(extremum.operand, "relax.dequantize")
+        assert call is not None
         reduce = relax.op.min if extremum.smallest else relax.op.max
         dtype = "uint8" if extremum.data.unsigned else "int8"
-        furthest = self._rounded(reduce(x, extremum.axis, keepdims=True), found.args[1], found.args[2], dtype)[0]
+        furthest = self._rounded(reduce(x, extremum.axis, keepdims=True), call.args[1], call.args[2], dtype)[0]
         pair = (furthest, x) if extremum.smallest else (x, furthest)
         return self._rounded(relax.op.subtract(*pair), _number(extremum.data.scale), _byte(127))[0]
 

@@ -60,10 +60,10 @@ def schedule(view: View, steps: Mapping[Var, Step], results: Expr) -> Schedule:
     reads = _needed(view, steps, results)
     levels: dict[Var, int] = {}
     for variable, operands in reads.items():
-        after = [
+        needed_levels = [
             levels.get(operand, 0) + (1 if operand in steps and variable not in steps else 0) for operand in operands
         ]
-        levels[variable] = max(after, default=0)
+        levels[variable] = max(needed_levels, default=0)
     parts = {}
     for level in sorted({levels[variable] for variable in reads if variable in steps}):
         chosen = {variable: steps[variable] for variable in reads if variable in steps and levels[variable] == level}
@@ -101,18 +101,18 @@ def _written(
     values: dict[Var, Value] = {}
     ports = []
     arrangements = {step.inputs[0].variable: step.arrangement for step in steps if step.arrangement is not None}
-    for each in inputs:
-        port = Port(each, len(each.shape) == 4, arrangements.get(each.variable))
+    for tensor in inputs:
+        port = Port(tensor, len(tensor.shape) == 4, arrangements.get(tensor.variable))
         ports.append(port)
-        values[each.variable] = Value(emitter.graph.input(port.shape), port.last)
+        values[tensor.variable] = Value(emitter.graph.input(port.shape), port.last)
     for step in steps:
         values[step.output.variable] = step.emit(emitter, [values[each.variable] for each in step.inputs])
-    made = []
-    for each in outputs:
-        value = values[each.variable]
-        made.append(Port(each, value.last))
+    ports_out = []
+    for tensor in outputs:
+        value = values[tensor.variable]
+        ports_out.append(Port(tensor, value.last))
         emitter.graph.output(value.tensor)
-    return Segment(steps, tuple(ports), tuple(made), emitter.graph.serialize())
+    return Segment(steps, tuple(ports), tuple(ports_out), emitter.graph.serialize())
 
 
 def one_segment(steps: Sequence[Step]) -> Segment:

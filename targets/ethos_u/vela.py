@@ -63,10 +63,10 @@ def compile_graph(tosa: bytes, accelerator: Accelerator, options: VelaOptions | 
     with tempfile.TemporaryDirectory(prefix="tensorwright-") as folder:
         source = Path(folder) / "graph.tosa"
         source.write_bytes(tosa)
-        said = _run(source, accelerator, options or VelaOptions())
+        log = _run(source, accelerator, options or VelaOptions())
         result = Path(folder) / "graph_vela.npz"
         if not result.exists():
-            raise TargetError(f"Vela produced no output for a graph: {said.strip()[-800:]}", "please report the model")
+            raise TargetError(f"Vela produced no output for a graph: {log.strip()[-800:]}", "please report the model")
         with np.load(result, allow_pickle=True) as arrays:
             program = _program({name: arrays[name] for name in arrays.files}, accelerator)
         if accelerator.is_u85:
@@ -84,18 +84,16 @@ def _run(source: Path, accelerator: Accelerator, options: VelaOptions) -> str:
     arguments += ["--optimise", options.optimise]
     arguments += ["--arena-cache-size", str(options.arena)] if options.arena else []
     arguments += ["--output-format", "raw", "--verbose-performance", "--output-dir", str(source.parent), str(source)]
-    said = io.StringIO()
+    log = io.StringIO()
     try:
-        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
             vela.main(arguments)
     except SystemExit as error:
         if error.code not in (0, None):
-            raise TargetError(f"Vela failed: {said.getvalue().strip()[-800:]}", "please report the model") from error
+            raise TargetError(f"Vela failed: {log.getvalue().strip()[-800:]}", "please report the model") from error
     except Exception as error:
-        raise TargetError(
-            f"Vela failed: {error} {said.getvalue().strip()[-800:]}", "please report the model"
-        ) from error
-    return said.getvalue()
+        raise TargetError(f"Vela failed: {error} {log.getvalue().strip()[-800:]}", "please report the model") from error
+    return log.getvalue()
 
 
 def _program(arrays: dict[str, np.ndarray], accelerator: Accelerator) -> Program:

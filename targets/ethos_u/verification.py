@@ -23,9 +23,9 @@ def agrees(part: Segment, program: Program) -> bool:
     """True if a program reproduces the reference model's output bit by bit, for random inputs."""
     rng = np.random.default_rng(0)
     operands = [rng.integers(-128, 128, port.shape).astype(np.int8) for port in part.inputs]
-    wanted = run_graph(part.tosa, operands)
-    return wanted is not None and all(
-        np.array_equal(actual, each) for actual, each in zip(execute(program, operands), wanted, strict=True)
+    expected = run_graph(part.tosa, operands)
+    return expected is not None and all(
+        np.array_equal(actual, each) for actual, each in zip(execute(program, operands), expected, strict=True)
     )
 
 

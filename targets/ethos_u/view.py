@@ -73,26 +73,26 @@ class View:
         plain = self.constant(expr)
         if plain is not None:
             return plain.astype(np.float64)
-        found = self.call(expr, "relax.dequantize")
-        values = None if found is None else self.constant(found.args[0])
-        if found is None or values is None:
+        dequantize = self.call(expr, "relax.dequantize")
+        values = None if dequantize is None else self.constant(dequantize.args[0])
+        if dequantize is None or values is None:
             return None
-        scale, zero = self.constant(found.args[1]), self.constant(found.args[2])
+        scale, zero = self.constant(dequantize.args[1]), self.constant(dequantize.args[2])
         if scale is None or zero is None:
             return None
         shape = [1] * values.ndim
         if values.ndim:
-            shape[int(found.attrs.axis) % values.ndim] = -1
+            shape[int(dequantize.attrs.axis) % values.ndim] = -1
         shifted = values.astype(np.float64) - zero.astype(np.float64).reshape(shape if zero.size > 1 else ())
         return np.asarray(shifted * scale.astype(np.float64).reshape(shape if scale.size > 1 else ()))
 
     def quantized(self, expr: Expr) -> Quantized:
         """The 8-bit tensor whose dequantization is a float operand. Raises Unsupported if it is not one, or does not
         have a single scale."""
-        found = self.call(expr, "relax.dequantize")
-        if found is None or isinstance(self.definition(found.args[0]), GenericConst):
+        dequantize = self.call(expr, "relax.dequantize")
+        if dequantize is None or isinstance(self.definition(dequantize.args[0]), GenericConst):
             raise Unsupported("its operand is not a quantized tensor")
-        return self.described(found.args[0], found)
+        return self.described(dequantize.args[0], dequantize)
 
     def described(self, variable: Var, call: Call) -> Quantized:
         """An 8-bit tensor with the parameters of a quantize or dequantize call."""
@@ -109,12 +109,12 @@ class View:
     def weight(self, expr: Expr, filters: int) -> Weight:
         """Constant weights, with filters along that axis; also transposed ones, like Gemm's with transB."""
         turned = self.call(expr, "relax.permute_dims")
-        found = self.call(expr if turned is None else turned.args[0], "relax.dequantize")
-        values = None if found is None else self.constant(found.args[0])
-        if found is None or values is None:
+        dequantize = self.call(expr if turned is None else turned.args[0], "relax.dequantize")
+        values = None if dequantize is None else self.constant(dequantize.args[0])
+        if dequantize is None or values is None:
             raise Unsupported("its weights are not quantized constants")
-        scale, zero = self.constant(found.args[1]), self.constant(found.args[2])
-        axis = int(found.attrs.axis) % values.ndim
+        scale, zero = self.constant(dequantize.args[1]), self.constant(dequantize.args[2])
+        axis = int(dequantize.attrs.axis) % values.ndim
         if turned is not None:
             order = _order(turned)
             values, axis = values.transpose(order), order.index(axis)
@@ -140,9 +140,9 @@ def _home(function: Function) -> set[Expr]:
     best: list[Expr] = []
     for block in function.body.blocks:
         if isinstance(block, relax.DataflowBlock):
-            found = [each.var for each in block.bindings if isinstance(each, relax.VarBinding)]
+            bound = [each.var for each in block.bindings if isinstance(each, relax.VarBinding)]
             quantized = sum(operator_name(each.value) == "relax.quantize" for each in block.bindings)
-            best = max(best, [quantized, found], key=lambda each: each[0] if each else -1)
+            best = max(best, [quantized, bound], key=lambda each: each[0] if each else -1)
     return set(best[1]) if best else set()
 
 

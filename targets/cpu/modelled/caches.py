@@ -59,21 +59,21 @@ class Traffic:
         inside: list[Access | _Level] = [self._level(each) if isinstance(each, Nest) else each for each in nest.body]
         within = list(_accesses(nest))
         variables = set(_variables(nest))
-        whole = self._footprint(within, variables)
+        footprint = self._footprint(within, variables)
         once = self._footprint(within, variables - {nest.variable})
-        return _Level(nest, inside, whole, once)
+        return _Level(nest, inside, footprint, once)
 
     def _footprint(self, accesses: Sequence[Access], variables: set[int]) -> Footprint:
         """Bytes of the distinct lines by buffer. Lines reached by several accesses count once."""
         reached: dict[int, dict[Ranges, None]] = {}
-        for each in accesses:
-            start, moved = each.address.constant, []
-            for over, by in each.address.terms:
+        for access in accesses:
+            start, moved = access.address.constant, []
+            for over, by in access.address.terms:
                 if over in variables:
                     moved.append((abs(by), self._extents[over]))
                     start += min(by, 0.0) * (self._extents[over] - 1)
-            span = max(each.lanes * max(each.stride, 0), each.bytes)
-            reached.setdefault(each.buffer, {})[(start, float(span), tuple(sorted(moved)))] = None
+            span = max(access.lanes * max(access.stride, 0), access.bytes)
+            reached.setdefault(access.buffer, {})[(start, float(span), tuple(sorted(moved)))] = None
         return {buffer: bytes_of_lines(ranges, self._accesses.nbytes[buffer]) for buffer, ranges in reached.items()}
 
     def _missed(self, level: _Level, capacity: float) -> Footprint:
@@ -115,20 +115,20 @@ def bytes_of_lines(accesses: Iterable[Ranges], nbytes: int) -> float:
     """Bytes of the cache lines that any of the accesses reaches, in a buffer of a given size in bytes."""
     begins, ends, dense = [], [], 0.0
     for access in accesses:
-        found = _ranges(access)
-        if found is None:
+        ranges = _ranges(access)
+        if ranges is None:
             dense += _shared_out(access)
         else:
-            begins.append(found[0])
-            ends.append(found[1])
-    whole = float(-(-nbytes // LINE) * LINE)
+            begins.append(ranges[0])
+            ends.append(ranges[1])
+    buffer_bytes = float(-(-nbytes // LINE) * LINE)
     if not begins:
-        return min(dense, whole)
+        return min(dense, buffer_bytes)
     first = np.maximum(np.floor(np.concatenate(begins) / LINE) * LINE, 0.0)
-    last = np.minimum(np.ceil(np.concatenate(ends) / LINE) * LINE, whole)
+    last = np.minimum(np.ceil(np.concatenate(ends) / LINE) * LINE, buffer_bytes)
     inside = last > first  # borders excluded by conditions are not in the buffer
     begin, end = _joined(first[inside], last[inside])
-    return min(float((end - begin).sum()) + dense, whole)
+    return min(float((end - begin).sum()) + dense, buffer_bytes)
 
 
 @lru_cache(maxsize=4096)
@@ -308,9 +308,9 @@ class _Reader:
         """An index as a linear function; divisions and moduli are approximated."""
         if isinstance(value, tirx.IntImm):
             return Affine(float(int(value.value)))
-        found = self._values.get(value) if isinstance(value, tirx.Var) else None
-        if found is not None:
-            return found
+        known = self._values.get(value) if isinstance(value, tirx.Var) else None
+        if known is not None:
+            return known
         if isinstance(value, tirx.Add):
             return self._affine(value.a).plus(self._affine(value.b))
         if isinstance(value, tirx.Sub):

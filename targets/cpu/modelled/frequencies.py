@@ -28,20 +28,20 @@ def frequencies(functions: Mapping[str, Function], cores: int) -> dict[str, dict
     """
     entries = [name for name in functions if name.startswith(_ENTRY)]
     calls: dict[str, float] = dict.fromkeys(entries, 1.0)
-    found: dict[str, dict[str, float]] = {}
+    result: dict[str, dict[str, float]] = {}
     waiting = list(entries)
     while waiting:
         name = waiting.pop(0)
         function = functions[name]
         own = BlockCounts(function, cores).counts
-        found[name] = {block: calls[name] * count for block, count in own.items()}
+        result[name] = {block: calls[name] * count for block, count in own.items()}
         for block in function.blocks.values():
             for callee in block.calls:
-                if callee not in found and callee != name:
-                    calls[callee] = calls.get(callee, 0.0) + found[name].get(block.name, 0.0)
+                if callee not in result and callee != name:
+                    calls[callee] = calls.get(callee, 0.0) + result[name].get(block.name, 0.0)
                     if callee not in waiting:
                         waiting.append(callee)
-    return found
+    return result
 
 
 class BlockCounts:
@@ -90,17 +90,17 @@ class BlockCounts:
         exits: dict[str, tuple[str, str] | None],
     ) -> None:
         """Pass a block's weight on to its successors."""
-        inside, left = [], {}
+        inside, outgoing = [], {}
         for successor in dict.fromkeys(block.successors):
             loop = self._left(block.name, successor)
             if loop is not None:
-                left[successor] = loop
+                outgoing[successor] = loop
             elif not self._is_back_edge(block.name, successor):
                 inside.append(successor)
-        for successor, loop in left.items():
+        for successor, loop in outgoing.items():
             if exits.get(loop.header) == (block.name, successor):
                 edges[block.name, successor] = entered[loop.header]
-        if block.cases and not left:
+        if block.cases and not outgoing:
             self._switch(block, weight, edges)
         elif len(inside) == 2:
             share = self._share(block)
@@ -109,9 +109,11 @@ class BlockCounts:
         else:
             for successor in inside:
                 edges[block.name, successor] = weight / len(inside)
-        for successor in [] if len(left) == len(set(block.successors)) or len(inside) != 1 else inside:
+        for successor in [] if len(outgoing) == len(set(block.successors)) or len(inside) != 1 else inside:
             # One successor stays in the loop and the other leaves it: all runs but the leaving ones stay.
-            leaving = sum((edges[block.name, each] for each in left if (block.name, each) in edges), np.zeros(SAMPLES))
+            leaving = sum(
+                (edges[block.name, each] for each in outgoing if (block.name, each) in edges), np.zeros(SAMPLES)
+            )
             edges[block.name, successor] = np.maximum(weight - leaving, 0.0)
 
     def _switch(self, block: Block, weight: Numbers, edges: dict[tuple[str, str], Numbers]) -> None:
@@ -155,8 +157,8 @@ class BlockCounts:
 
         Sets the iteration of each sample, evenly spread over them.
         """
-        found: tuple[Numbers, tuple[str, str] | None] = (np.full(SAMPLES, 1.0), None)
-        guess = found
+        trip_counts: tuple[Numbers, tuple[str, str] | None] = (np.full(SAMPLES, 1.0), None)
+        guess = trip_counts
         for name in [each for each in self._flow.order if each in loop.blocks]:
             block = self._function.blocks[name]
             outside = [each for each in block.successors if each not in loop.blocks]
@@ -166,15 +168,15 @@ class BlockCounts:
                 guess = np.full(SAMPLES, _by_weights(block, outside[0])), (name, outside[0])
             trips = self._until(loop, block, leaves_if=outside[0] == block.successors[0])
             if trips is not None:
-                found = trips, (name, outside[0])
+                trip_counts = trips, (name, outside[0])
                 break
         else:
-            found = guess
+            trip_counts = guess
             self.guessed.append(loop.header)
         index = list(self._flow.loops).index(loop.header)
-        self._iterations[loop.header] = np.floor(_spread(index) * np.maximum(found[0], 1.0))
+        self._iterations[loop.header] = np.floor(_spread(index) * np.maximum(trip_counts[0], 1.0))
         self._integers.forget()
-        return found
+        return trip_counts
 
     def _until(self, loop: Loop, block: Block, *, leaves_if: bool) -> Numbers | None:
         """Number of runs of the block until its condition exits the loop; None if unknown."""
@@ -188,31 +190,31 @@ class BlockCounts:
                 return trips
         low, high = np.zeros(SAMPLES), np.full(SAMPLES, 1.0)
         for _ in range(40):  # the first iteration at which it ends, assuming a monotonic condition
-            after = self._holds(loop, block, high, leaves_if)
-            if after is None:
+            leaves = self._holds(loop, block, high, leaves_if)
+            if leaves is None:
                 return None
-            if bool(np.all(after)):
+            if bool(np.all(leaves)):
                 break
-            high = np.where(after, high, high * 2)
+            high = np.where(leaves, high, high * 2)
         else:
             return self._searched(loop, block, leaves_if)
         while bool(np.any(high - low > 1)):
             middle = np.floor((low + high) / 2)
-            after = self._holds(loop, block, middle, leaves_if)
-            if after is None:
+            leaves = self._holds(loop, block, middle, leaves_if)
+            if leaves is None:
                 return None
-            high, low = np.where(after, middle, high), np.where(after, low, middle)
+            high, low = np.where(leaves, middle, high), np.where(leaves, low, middle)
         return np.where(ends, 1.0, high + 1)
 
     def _linear(self, loop: Loop, block: Block) -> Numbers | None:
         """Iteration at which both sides of a comparison that is linear in it are equal."""
-        found = _COMPARE.match(self._function.values.get(block.condition, ""))
-        if found is None:
+        match = _COMPARE.match(self._function.values.get(block.condition, ""))
+        if match is None:
             return None
         differences = []
         for iteration in (0.0, 1.0):
             self._set(loop, iteration)
-            differences.append(self._integers.value(found[1]) - self._integers.value(found[2]))
+            differences.append(self._integers.value(match[1]) - self._integers.value(match[2]))
         start, step = differences[0], differences[1] - differences[0]
         with np.errstate(all="ignore"):
             trips = np.ceil(-start / step) + 1
@@ -346,30 +348,30 @@ class Integers:
         if raw.startswith("phi "):
             return self._phi(name, raw)
         text = _without_flags(raw)
-        if found := _BINARY.match(text):
-            operation = _ARITHMETIC.get(found[1])
-            if found[1] == "and":
-                return self._masked(int(found[2]), found[3], found[4])
-            if found[1] == "xor" and found[4] in ("true", "-1"):
-                return (1.0 if found[2] == "1" else -1.0) - self.value(found[3])
-            if operation is None or (found[1] == "or" and "disjoint" not in raw):
-                return self._logical(found[1], found[2], found[3], found[4])
+        if match := _BINARY.match(text):
+            operation = _ARITHMETIC.get(match[1])
+            if match[1] == "and":
+                return self._masked(int(match[2]), match[3], match[4])
+            if match[1] == "xor" and match[4] in ("true", "-1"):
+                return (1.0 if match[2] == "1" else -1.0) - self.value(match[3])
+            if operation is None or (match[1] == "or" and "disjoint" not in raw):
+                return self._logical(match[1], match[2], match[3], match[4])
             with np.errstate(all="ignore"):
-                return operation(self.value(found[3]), self.value(found[4]))
+                return operation(self.value(match[3]), self.value(match[4]))
         if text.startswith("icmp eq ptr ") and text.endswith(", null"):
             return np.zeros(self._samples)  # assume that allocation succeeded
-        if found := _COMPARISON.match(text):
-            return self._compared(found[1], int(found[2]), found[3], found[4])
-        if found := _CAST.match(text):
-            inner = self.value(found[3])
-            return _wrapped(inner, int(found[2])) if found[1] == "zext" and found[2] != "1" else inner
-        if found := _FREEZE.match(text):
-            return self.value(found[1])
-        if found := _SELECT.match(text):
-            condition, yes, no = (self.value(found[index]) for index in (1, 2, 3))
+        if match := _COMPARISON.match(text):
+            return self._compared(match[1], int(match[2]), match[3], match[4])
+        if match := _CAST.match(text):
+            inner = self.value(match[3])
+            return _wrapped(inner, int(match[2])) if match[1] == "zext" and match[2] != "1" else inner
+        if match := _FREEZE.match(text):
+            return self.value(match[1])
+        if match := _SELECT.match(text):
+            condition, yes, no = (self.value(match[index]) for index in (1, 2, 3))
             return np.where(np.isnan(condition), np.nan, np.where(condition > 0, yes, no))
-        if found := _EXTREME.match(text):
-            return _ARITHMETIC[found[1]](self.value(found[2]), self.value(found[3]))
+        if match := _EXTREME.match(text):
+            return _ARITHMETIC[match[1]](self.value(match[2]), self.value(match[3]))
         return unknown
 
     def _masked(self, bits: int, left: str, right: str) -> Numbers:
@@ -378,13 +380,13 @@ class Integers:
         a, mask = self.value(left), _literal(right)
         if np.isnan(mask):
             return np.full(self._samples, np.nan)
-        whole = int(mask) & ((1 << bits) - 1)
-        low = whole & -whole if whole else 1
-        high = whole + low
+        mask_bits = int(mask) & ((1 << bits) - 1)
+        low = mask_bits & -mask_bits if mask_bits else 1
+        high = mask_bits + low
         if high & (high - 1):  # not a contiguous run of bits
             known = ~np.isnan(a)
             result = np.full(self._samples, np.nan)
-            result[known] = (a[known].astype(np.int64) & whole).astype(float)
+            result[known] = (a[known].astype(np.int64) & mask_bits).astype(float)
             return result
         kept = a if high == 1 << bits else np.mod(a, high)
         return np.floor(kept / low) * low
@@ -426,11 +428,11 @@ class Integers:
         if text.startswith("phi ") and self._function.home[following] not in self._latches:
             steps = {self._step(name, each) for each, _ in _PHI.findall(text)}
             return steps.pop() if len(steps) == 1 else None
-        found = _BINARY.match(text)
-        if not found or name not in (found[3], found[4]) or found[1] not in ("add", "sub", "or"):
+        match = _BINARY.match(text)
+        if not match or name not in (match[3], match[4]) or match[1] not in ("add", "sub", "or"):
             return None
-        step = _literal(found[4] if found[3] == name else found[3])
-        return None if np.isnan(step) else -step if found[1] == "sub" else step
+        step = _literal(match[4] if match[3] == name else match[3])
+        return None if np.isnan(step) else -step if match[1] == "sub" else step
 
 
 @lru_cache(maxsize=65536)

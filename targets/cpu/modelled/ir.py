@@ -56,23 +56,23 @@ def parse(text: str) -> dict[str, Function]:
     """The functions that a module defines, by name."""
     lines = text.splitlines()
     weights = {
-        found[1]: tuple(int(each) for each in re.findall(r"i32 (\d+)", found[2]))
+        match[1]: tuple(int(each) for each in re.findall(r"i32 (\d+)", match[2]))
         for line in lines
-        if line.startswith("!") and (found := _WEIGHTS.match(line))
+        if line.startswith("!") and (match := _WEIGHTS.match(line))
     }
     functions: dict[str, Function] = {}
     function: Function | None = None
     block: Block | None = None
     for line in lines:
         if function is None:
-            if found := _DEFINE.match(line):
-                function = functions[found[1].strip('"')] = Function(found[1].strip('"'))
+            if match := _DEFINE.match(line):
+                function = functions[match[1].strip('"')] = Function(match[1].strip('"'))
                 block = None
             continue
         if line.startswith("}"):
             function = None
-        elif found := _LABEL.match(line):
-            block = function.blocks[found[1]] = Block(found[1])
+        elif match := _LABEL.match(line):
+            block = function.blocks[match[1]] = Block(match[1])
         elif line.strip() and not line.lstrip().startswith((";", "#dbg")):
             if block is None:
                 block = function.blocks[""] = Block("")
@@ -82,11 +82,11 @@ def parse(text: str) -> dict[str, Function]:
 
 
 def _read(line: str, function: Function, block: Block, weights: dict[str, tuple[int, ...]]) -> None:
-    found = _ASSIGN.match(line)
-    text = found[2] if found else line.strip()
-    if found:
-        function.values[found[1]] = text.split(", !")[0]
-        function.home[found[1]] = block.name
+    match = _ASSIGN.match(line)
+    text = match[2] if match else line.strip()
+    if match:
+        function.values[match[1]] = text.split(", !")[0]
+        function.home[match[1]] = block.name
     if text.startswith("br "):
         block.successors = tuple(_TARGETS.findall(text))
         block.condition = text.split(",")[0].removeprefix("br i1 ") if text.startswith("br i1") else ""
@@ -182,23 +182,23 @@ def _reverse_postorder(function: Function) -> list[str]:
 def _dominators(order: list[str], predecessors: dict[str, list[str]]) -> dict[str, str]:
     """The immediate dominator of each block (Cooper, Harvey and Kennedy 2001); the entry's is itself."""
     number = {name: index for index, name in enumerate(order)}
-    found = {order[0]: order[0]}
+    dominators = {order[0]: order[0]}
     changed = True
     while changed:
         changed = False
         for name in order[1:]:
-            known = [each for each in predecessors[name] if each in found]
+            known = [each for each in predecessors[name] if each in dominators]
             new = known[0]
-            for each in known[1:]:
-                while new != each:
-                    while number[each] > number[new]:
-                        each = found[each]
-                    while number[new] > number[each]:
-                        new = found[new]
-            if found.get(name) != new:
-                found[name] = new
+            for predecessor in known[1:]:
+                while new != predecessor:
+                    while number[predecessor] > number[new]:
+                        predecessor = dominators[predecessor]
+                    while number[new] > number[predecessor]:
+                        new = dominators[new]
+            if dominators.get(name) != new:
+                dominators[name] = new
                 changed = True
-    return found
+    return dominators
 
 
 def _dominates(above: str, below: str, dominators: dict[str, str]) -> bool:

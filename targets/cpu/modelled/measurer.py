@@ -211,10 +211,10 @@ def _regions(
     """The code in most iterations of each loop, in order, as one region; the rest block by block."""
     joined: dict[tuple[str, str], list[tuple[MachineBlock, float]]] = {}
     for block in blocks:
-        own = counts.get(block.function, {})
-        count = own.get(block.source, 0.0)
+        block_counts = counts.get(block.function, {})
+        count = block_counts.get(block.source, 0.0)
         header = loops.get(block.function, {}).get(block.source, "")
-        often = own.get(header, 1.0) if header else max(own.values(), default=1.0)
+        often = block_counts.get(header, 1.0) if header else max(block_counts.values(), default=1.0)
         if count and header and count >= _SELDOM * often:
             joined.setdefault((block.function, header), []).append((block, count))
         elif count:
@@ -275,13 +275,13 @@ def parse(text: str, functions: Mapping[str, object]) -> list[MachineBlock]:
     for line in text.splitlines():
         if _END.match(line):
             function = ""
-        elif found := _BLOCK.match(line):
+        elif match := _BLOCK.match(line):
             if function:
-                source = found[2] or source
-                blocks.append(MachineBlock(function, found[1] or "", source))
-        elif (found := _FUNCTION.match(line.removeprefix(".L") if line.startswith(".L__") else line)) is not None:
-            if found[1] in functions:
-                function, source = found[1], ""
-        elif function and blocks and (found := _INSTRUCTION.match(line)):
+                source = match[2] or source
+                blocks.append(MachineBlock(function, match[1] or "", source))
+        elif (match := _FUNCTION.match(line.removeprefix(".L") if line.startswith(".L__") else line)) is not None:
+            if match[1] in functions:
+                function, source = match[1], ""
+        elif function and blocks and (match := _INSTRUCTION.match(line)):
             blocks[-1].instructions.append(_COMMENT.sub("", line.strip()))
     return [block for block in blocks if block.instructions]

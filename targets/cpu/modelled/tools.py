@@ -37,7 +37,7 @@ class LlvmTools:
 
     def cycles(self, regions: list[str], triple: str, mcpu: str, iterations: list[int]) -> list[float]:
         """Steady-state cycles of one iteration of each region (texts of instructions). Raises ModelError."""
-        found = [0.0] * len(regions)
+        result = [0.0] * len(regions)
         for count in sorted(set(iterations)):
             indices = [index for index, each in enumerate(iterations) if each == count]
             text = "".join(f"// LLVM-MCA-BEGIN r{index}\n{regions[index]}\n// LLVM-MCA-END\n" for index in indices)
@@ -46,8 +46,8 @@ class LlvmTools:
             command = [self.mca, f"--mtriple={triple}", f"--mcpu={mcpu}", f"--iterations={count}"]
             command += ["--json", "--all-views=false", "--summary-view", "--skip-unsupported-instructions=any"]
             for region in json.loads(_run(command, text))["CodeRegions"]:
-                found[int(region["Name"][1:])] = region["SummaryView"]["TotalCycles"] / count
-        return found
+                result[int(region["Name"][1:])] = region["SummaryView"]["TotalCycles"] / count
+        return result
 
 
 class ModelError(Exception):
@@ -67,9 +67,9 @@ def find_tools() -> LlvmTools:
         version = versions.pop()
         if not versions and version and int(version.split(".")[0]) >= OLDEST:
             return LlvmTools(llc, mca, version)
-    found = f"found version {', '.join(seen)}" if seen else "none is on PATH"
+    problem = f"found version {', '.join(seen)}" if seen else "none is on PATH"
     raise ToolchainMissing(
-        f"llc and llvm-mca of LLVM {OLDEST} or newer are needed: {found}", install_line(f"llvm-{OLDEST}")
+        f"llc and llvm-mca of LLVM {OLDEST} or newer are needed: {problem}", install_line(f"llvm-{OLDEST}")
     )
 
 

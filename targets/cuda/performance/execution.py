@@ -126,7 +126,7 @@ class BlockRun:
         x, y, _ = self._launch.block
         at = self._launch.blocks // 2
         gx, gy, gz = self._launch.grid
-        found: dict[str, Value] = {
+        registers: dict[str, Value] = {
             "%tid.x": thread % x if y > 1 or self._launch.block[2] > 1 else thread,
             "%tid.y": thread // x % y if y > 1 else 0,
             "%tid.z": thread // (x * y) if self._launch.block[2] > 1 else 0,
@@ -135,9 +135,9 @@ class BlockRun:
             "%ctaid.z": at // (gx * gy),
             "%laneid": thread % WARP,
         }
-        found |= {f"%ntid.{axis}": size for axis, size in zip("xyz", self._launch.block, strict=True)}
-        found |= {f"%nctaid.{axis}": size for axis, size in zip("xyz", (gx, gy, gz), strict=True)}
-        return found
+        registers |= {f"%ntid.{axis}": size for axis, size in zip("xyz", self._launch.block, strict=True)}
+        registers |= {f"%nctaid.{axis}": size for axis, size in zip("xyz", (gx, gy, gz), strict=True)}
+        return registers
 
     def _enter(self, mask: Mask | None) -> None:
         if mask is not None and mask.all():
@@ -171,11 +171,11 @@ class BlockRun:
     def _branched(self, step: Step, number: int) -> list[tuple[int, Mask | None]]:
         if not step.predicate:
             return [(step.target, self._mask)]
-        taken = self._predicate_mask(step)
-        if taken is None:
+        branches = self._predicate_mask(step)
+        if branches is None:
             return [(step.target, self._mask)]
-        ways: list[tuple[int, Mask | None]] = [(step.target, taken)] if taken.any() else []
-        return ways + self._without(taken, number + 1)
+        ways: list[tuple[int, Mask | None]] = [(step.target, branches)] if branches.any() else []
+        return ways + self._without(branches, number + 1)
 
     def _predicate_mask(self, step: Step) -> Mask | None:
         """The active threads for which an instruction's predicate holds; None for all active ones."""
@@ -360,19 +360,19 @@ class Traffic:
 
     def of_global(self, addresses: int | NDArray[np.int64], nbytes: int, mask: Mask | None) -> Access:
         """An access of `nbytes` per thread to global memory."""
-        own, base = self._relative(addresses, mask)
-        key = (own.tobytes(), base % _LINE, nbytes, None if mask is None else mask.tobytes())
+        offsets, base = self._relative(addresses, mask)
+        key = (offsets.tobytes(), base % _LINE, nbytes, None if mask is None else mask.tobytes())
         if key not in self._known:
-            self._known[key] = self._sectors(own + base % _LINE, nbytes, mask)
+            self._known[key] = self._sectors(offsets + base % _LINE, nbytes, mask)
         passes, sectors, of_warps = self._known[key]
         return Access(passes, sectors + base // _LINE * (_LINE // SECTOR), of_warps)
 
     def of_shared(self, addresses: int | NDArray[np.int64], nbytes: int, mask: Mask | None) -> int:
         """Passes of an access of `nbytes` per thread to shared memory."""
-        own, base = self._relative(addresses, mask)
-        key = ("shared", own.tobytes(), base % _PASS_BYTES, nbytes, None if mask is None else mask.tobytes())
+        offsets, base = self._relative(addresses, mask)
+        key = ("shared", offsets.tobytes(), base % _PASS_BYTES, nbytes, None if mask is None else mask.tobytes())
         if key not in self._known:
-            passes = self._bank_passes(own + base % _PASS_BYTES, nbytes, mask)
+            passes = self._bank_passes(offsets + base % _PASS_BYTES, nbytes, mask)
             self._known[key] = (passes, np.zeros(0, np.int64), 0)
         return self._known[key][0]
 
@@ -398,11 +398,11 @@ class Traffic:
         unique = np.unique(sectors)
         return int(passes.sum()), unique[unique >= 0], int(distinct.sum())
 
-    def _bank_passes(self, own: NDArray[np.int64], nbytes: int, mask: Mask | None) -> int:
+    def _bank_passes(self, offsets: NDArray[np.int64], nbytes: int, mask: Mask | None) -> int:
         words = max(1, nbytes // _BANK_BYTES)
-        if (own % min(nbytes, 16)).any():
-            return self._bank_passes(own // _BANK_BYTES * _BANK_BYTES, _BANK_BYTES, mask) * words
-        first = self._warps(own // _BANK_BYTES, mask)[:, :, None]
+        if (offsets % min(nbytes, 16)).any():
+            return self._bank_passes(offsets // _BANK_BYTES * _BANK_BYTES, _BANK_BYTES, mask) * words
+        first = self._warps(offsets // _BANK_BYTES, mask)[:, :, None]
         touched = np.where(first < 0, -1, first + np.arange(words)).reshape(len(first), -1)
         ordered = np.sort(touched, axis=1)
         fresh = np.ones_like(ordered, dtype=bool)

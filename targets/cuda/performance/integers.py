@@ -86,12 +86,12 @@ def _funnel(low: Number, high: Number, count: Number, left: bool) -> Number:
 
 
 def _lut(a: Number, b: Number, c: Number, table: int) -> Number:
-    found = a * 0
+    result = a * 0
     for index in range(8):
         if table >> index & 1:
             terms = [each if index >> (2 - at) & 1 else ~each for at, each in enumerate((a, b, c))]
-            found = found | (terms[0] & terms[1] & terms[2])
-    return found
+            result = result | (terms[0] & terms[1] & terms[2])
+    return result
 
 
 def _minimum(a: Number, b: Number) -> Number:

@@ -48,36 +48,36 @@ class CudaMeasurer(Measurer):
         module = kernel.build()
         launches = kernel_launches(kernel.function)
         source = str(module.imports[0].inspect_source("cuda"))
-        found = self._launches(source, launches)
-        seconds = sum(each.seconds for each in found)
+        estimates = self._launches(source, launches)
+        seconds = sum(each.seconds for each in estimates)
         from_memory = self._bytes_from_memory(kernel) / (1e9 * self.machine.memory_gb_s)
-        return Estimate(max(seconds, from_memory), _parts(found, from_memory))
+        return Estimate(max(seconds, from_memory), _parts(estimates, from_memory))
 
     def _launches(self, source: str, launches: list[Launch]) -> list[LaunchEstimate]:
         text, resources = find_nvcc().assembled(source, self.machine.compute_capability)
         kernels = {each.name: each for each in program.parse(text)}
-        taken = {each.kernel: each for each in resources}
+        by_kernel = {each.kernel: each for each in resources}
         # TVM names launches after their function: name_kernel, name_kernel_1, ...
         names = sorted(kernels, key=lambda name: (len(name), name))
-        if len(names) != len(launches) or set(names) != set(taken):
+        if len(names) != len(launches) or set(names) != set(by_kernel):
             raise TargetError(
-                f"{len(launches)} launches of a kernel, but nvcc reports on {len(taken)} of {len(names)}",
+                f"{len(launches)} launches of a kernel, but nvcc reports on {len(by_kernel)} of {len(names)}",
                 "time it on a device",
             )
         return [
-            estimate_launch(kernels[name], taken[name], launch, device_of(self.machine))
+            estimate_launch(kernels[name], by_kernel[name], launch, device_of(self.machine))
             for name, launch in zip(names, launches, strict=True)
         ]
 
     def _bytes_from_memory(self, kernel: ScheduledKernel) -> int:
         """Bytes that are not in the L2 cache when the kernel is called as part of a model, or do not stay there."""
-        weights, others = 0, 0
+        weights, activations = 0, 0
         for index, buffer in enumerate(kernel.function.params):
             nbytes = _nbytes(buffer)
             weights += nbytes if index in kernel.constants else 0
-            others += 0 if index in kernel.constants else nbytes
+            activations += 0 if index in kernel.constants else nbytes
         cache_bytes = self.machine.device_l2_bytes
-        return weights * (kernel.constant_bytes > cache_bytes) + others * (others > cache_bytes)
+        return weights * (kernel.constant_bytes > cache_bytes) + activations * (activations > cache_bytes)
 
 
 def device_of(machine: GpuMachine) -> Device:
@@ -94,11 +94,11 @@ def device_of(machine: GpuMachine) -> Device:
 def kernel_launches(function: PrimFunc) -> list[Launch]:
     """The sizes of a scheduled PrimFunc's launches, in order. Raises TargetError if a size is not known before the
     kernel runs."""
-    found = []
+    launches = []
     for extents in _launches_below(function.body):
         block, grid = ([extents.get(f"{name}.{axis}", 1) for axis in _AXES] for name in ("threadIdx", "blockIdx"))
-        found.append(Launch((block[0], block[1], block[2]), (grid[0], grid[1], grid[2]), {}))
-    return found
+        launches.append(Launch((block[0], block[1], block[2]), (grid[0], grid[1], grid[2]), {}))
+    return launches
 
 
 def _launches_below(statement: Stmt) -> Iterator[dict[str, int]]:
@@ -123,23 +123,23 @@ def _extents(statement: Stmt) -> dict[str, int]:
     from schedules.gpu.launch import THREAD
     from schedules.ir.tir import structural_walk, tirx
 
-    found: dict[str, int] = {}
+    extents: dict[str, int] = {}
 
     def note(tag: str, extent: Expr) -> None:
         if not isinstance(extent, tirx.IntImm):
             raise TargetError(f"the size of a launch ({tag}) is known only at run time", "give its shape")
-        found[tag] = max(found.get(tag, 1), int(extent.value))
+        extents[tag] = max(extents.get(tag, 1), int(extent.value))
 
-    def loop(each: Stmt) -> None:
-        if each.kind == THREAD:
-            note(str(each.thread_binding.thread_tag), each.extent)
+    def loop(node: Stmt) -> None:
+        if node.kind == THREAD:
+            note(str(node.thread_binding.thread_tag), node.extent)
 
-    def attribute(each: Stmt) -> None:
-        if str(each.attr_key) == "thread_extent":
-            note(str(each.node.thread_tag), each.value)
+    def attribute(node: Stmt) -> None:
+        if str(node.attr_key) == "thread_extent":
+            note(str(node.node.thread_tag), node.value)
 
     structural_walk(statement, [(tirx.For, loop), (tirx.AttrStmt, attribute)])
-    return found
+    return extents
 
 
 def _nbytes(buffer: Buffer) -> int:
@@ -220,22 +220,24 @@ def estimate_launch(
     """The time of a launch. Raises TargetError if the kernel cannot be modeled, or its block does not fit a
     multiprocessor. `nbytes`: least traffic with the device's memory, in bytes."""
     model = multiprocessor(device.compute_capability)
-    held = occupancy(model, launch.threads, resources.registers, resources.shared)
-    if not held.blocks:
+    resident = occupancy(model, launch.threads, resources.registers, resources.shared)
+    if not resident.blocks:
         raise TargetError(
-            f"a multiprocessor cannot hold a block of kernel {kernel.name!r}: its {held.limit} do not suffice",
+            f"a multiprocessor cannot hold a block of kernel {kernel.name!r}: its {resident.limit} do not suffice",
             "compile for another device",
         )
-    at_once = min(held.blocks, -(-launch.blocks // device.multiprocessors))
+    at_once = min(resident.blocks, -(-launch.blocks // device.multiprocessors))
     l1_bytes = max(model.shared_bytes - at_once * resources.shared, 16 << 10) // at_once
     demand = BlockRun(program_of(kernel, model), launch, model, l1_bytes).run()
     _add_spills(demand, resources, launch, model)
-    cycles, limit = _cycles(demand, launch, held, device)
+    cycles, limit = _cycles(demand, launch, resident, device)
     seconds = cycles / device.clock
     if nbytes / device.memory > seconds:
         seconds, limit = nbytes / device.memory, "device memory"
-    waves = launch.blocks / (held.blocks * device.multiprocessors)
-    return LaunchEstimate(kernel.name, seconds + LAUNCH_SECONDS, limit, held, waves, launch.blocks, demand, resources)
+    waves = launch.blocks / (resident.blocks * device.multiprocessors)
+    return LaunchEstimate(
+        kernel.name, seconds + LAUNCH_SECONDS, limit, resident, waves, launch.blocks, demand, resources
+    )
 
 
 def _add_spills(demand: Demand, resources: KernelResources, launch: Launch, model: Multiprocessor) -> None:
@@ -251,11 +253,11 @@ def _add_spills(demand: Demand, resources: KernelResources, launch: Launch, mode
     demand.cycles += passes + words * times * model.l1_latency / warps
 
 
-def _cycles(demand: Demand, launch: Launch, held: Occupancy, device: Device) -> tuple[float, str]:
+def _cycles(demand: Demand, launch: Launch, resident: Occupancy, device: Device) -> tuple[float, str]:
     """Cycles of the busiest multiprocessor: rounds of as many blocks as it holds, and the remainder."""
     own = -(-launch.blocks // device.multiprocessors)
-    rounds, rest = divmod(own, held.blocks)
-    full, limit = _together(demand, launch, held.blocks, device) if rounds else (0.0, "")
+    rounds, rest = divmod(own, resident.blocks)
+    full, limit = _together(demand, launch, resident.blocks, device) if rounds else (0.0, "")
     last, limit_of_last = _together(demand, launch, rest, device) if rest else (0.0, "")
     return rounds * full + last, limit or limit_of_last
 

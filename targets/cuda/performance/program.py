@@ -32,15 +32,15 @@ def with_joined_accesses(block: Sequence[Instruction]) -> list[Instruction]:
 
     for index, instruction in enumerate(block):
         opcode = instruction.opcode
-        found = _scalar_access(instruction)
+        access = _scalar_access(instruction)
         if opcode[0] in _ENDS:
             close(list(group))
-        elif opcode[0] == "st" and (found is None or "shared" in opcode):
+        elif opcode[0] == "st" and (access is None or "shared" in opcode):
             close([key for key in group if key[1][0] == "ld"])
         elif opcode[0] == "ld" and "shared" in opcode:
             close([key for key in group if key[1][0] == "st"])
-        if found is not None:
-            base, offset = found
+        if access is not None:
+            base, offset = access
             group.setdefault((base, opcode), {}).setdefault(offset, index)
         written = (
             set(_REGISTER.findall(instruction.operands[0])) if instruction.operands and opcode[0] != "st" else set()
@@ -67,25 +67,25 @@ def _joined(
     """The vectors that replace a group's first accesses; None replaces the others."""
     base, opcode = key
     size = TYPE_BYTES.get(re.sub(r"\D", "", opcode[2]), 4)
-    found: dict[int, Instruction | None] = {}
-    taken: set[int] = set()
+    replaced: dict[int, Instruction | None] = {}
+    covered: set[int] = set()
     for lanes in (4, 2):
         if lanes * size > _WIDEST:
             continue
         for offset in sorted(positions):
             run = [offset + size * each for each in range(lanes)]
-            if offset % (lanes * size) or any(each in taken or each not in positions for each in run):
+            if offset % (lanes * size) or any(each in covered or each not in positions for each in run):
                 continue
-            taken.update(run)
+            covered.update(run)
             members = sorted(positions[each] for each in run)
             values = [block[positions[each]].operands[0 if opcode[0] == "ld" else 1] for each in run]
             vector, address = "{" + ", ".join(values) + "}", f"[{base}+{offset}]"
             operands = (vector, address) if opcode[0] == "ld" else (address, vector)
-            found |= dict.fromkeys(members)
-            found[members[-1 if opcode[0] == "st" else 0]] = Instruction(
+            replaced |= dict.fromkeys(members)
+            replaced[members[-1 if opcode[0] == "st" else 0]] = Instruction(
                 (opcode[0], "shared", f"v{lanes}", opcode[2]), operands
             )
-    return found
+    return replaced
 
 
 RESOURCES = ("issue", "float32", "integer", "float64", "special", "tensor", "memory", "l2")
@@ -196,13 +196,13 @@ class _Reader:
         sources: tuple[str, ...],
         **rest: Any,
     ) -> Step:
-        found = {"issue": 1 / 4, **costs}
+        step_costs = {"issue": 1 / 4, **costs}
         waits = [register for each in sources for register in _REGISTER.findall(each)]
         if instruction.predicate:
             waits.append(instruction.predicate)
         return Step(
             kind,
-            tuple(found.get(each, 0.0) for each in RESOURCES),
+            tuple(step_costs.get(each, 0.0) for each in RESOURCES),
             latency,
             tuple(_REGISTER.findall(" ".join(results))),
             tuple(waits),
@@ -220,12 +220,12 @@ class _Reader:
     def _computation(self, instruction: Instruction) -> Step:
         opcode, operands = instruction.opcode, instruction.operands
         unit, cost, latency = self._unit(opcode)
-        found = integer_operation(opcode)
+        match = integer_operation(opcode)
         plain = not any(each.startswith(("{", "[")) for each in operands)
         values = tuple(self._value(each) for each in operands[1:])
         rest: dict[str, Any] = {}
-        if found is not None and plain and all(each is not None for each in values):
-            operation, kinds = found
+        if match is not None and plain and all(each is not None for each in values):
+            operation, kinds = match
             kinds = tuple(kinds[min(index, len(kinds) - 1)] for index in range(len(values)))
             rest = {"operation": operation, "kinds": kinds, "bits": result_bits(opcode), "operands": values}
         return self._made(instruction, Kind.COMPUTE, {unit: cost}, latency, operands[:1], operands[1:], **rest)
@@ -274,9 +274,9 @@ class _Reader:
             named = isinstance(base, str) and base in self.parameters and not offset
             rest: dict[str, Any] = {"operands": (base,)} if named else {}
             return self._made(instruction, Kind.PARAMETER, {}, _LATENCY["integer"], results, (), **rest)
-        found = Kind.STORE if store else Kind.LOAD
+        access_kind = Kind.STORE if store else Kind.LOAD
         access = {"operands": (base,), "offset": offset, "space": space, "nbytes": nbytes}
-        return self._made(instruction, found, {}, self.model.l1_latency, results, sources, **access)
+        return self._made(instruction, access_kind, {}, self.model.l1_latency, results, sources, **access)
 
     def _matrix_access(self, instruction: Instruction) -> Step:
         opcode, operands = instruction.opcode, instruction.operands
@@ -341,10 +341,10 @@ class _Reader:
 def _addresses(kernel: Kernel) -> dict[str, int]:
     """An address for each variable: shared memory starts at 0, as 32-bit addresses count."""
     positions, ends = {}, {"shared": 0, "local": 0, "global": 1 << 46, "const": 1 << 47}
-    for each in kernel.variables:
-        at = -(-ends[each.space] // each.align) * each.align
-        positions[each.name] = at
-        ends[each.space] = at + each.nbytes
+    for variable in kernel.variables:
+        at = -(-ends[variable.space] // variable.align) * variable.align
+        positions[variable.name] = at
+        ends[variable.space] = at + variable.nbytes
     return positions
 
 

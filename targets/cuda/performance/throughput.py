@@ -73,14 +73,14 @@ _MULTIPROCESSORS = {
 
 def multiprocessor(compute_capability: int) -> Multiprocessor:
     """The multiprocessor of a compute capability. Raises TargetError if none is described."""
-    found = _MULTIPROCESSORS.get(compute_capability)
-    if found is None:
+    model = _MULTIPROCESSORS.get(compute_capability)
+    if model is None:
         known = ", ".join(f"{each / 10}" for each in _MULTIPROCESSORS)
         raise TargetError(
             f"kernels for compute capability {compute_capability / 10} cannot be modelled",
             f"name a device to time them on; the multiprocessors of {known} are described",
         )
-    return found
+    return model
 
 
 @dataclass(frozen=True)

@@ -124,19 +124,19 @@ def _aligned(
     tensors, last = emitter.together(list(values.values()))
     whole = np.broadcast_shapes(*(each.shape for each in operands))
     shape = tuple(whole[axis] for axis in channels_last(rank)) if last else whole
-    made = dict(zip(values, tensors, strict=True))
-    if all(made[index].shape != shape for index in made):
+    aligned = dict(zip(values, tensors, strict=True))
+    if all(aligned[index].shape != shape for index in aligned):
         # The accelerator broadcasts one operand.
-        index = next(iter(made))
-        counts = [wanted // size for wanted, size in zip(shape, made[index].shape, strict=True)]
-        made[index] = emitter.graph.tile(made[index], counts)
-    for index, each in enumerate(operands):
-        if isinstance(each, np.ndarray):
-            wide = np.rint(each.reshape((1,) * (rank - each.ndim) + each.shape) * gain).astype(np.int32)
-            made[index] = emitter.graph.constant(
+        index = next(iter(aligned))
+        counts = [wanted // size for wanted, size in zip(shape, aligned[index].shape, strict=True)]
+        aligned[index] = emitter.graph.tile(aligned[index], counts)
+    for index, operand in enumerate(operands):
+        if isinstance(operand, np.ndarray):
+            wide = np.rint(operand.reshape((1,) * (rank - operand.ndim) + operand.shape) * gain).astype(np.int32)
+            aligned[index] = emitter.graph.constant(
                 np.ascontiguousarray(wide.transpose(channels_last(rank)) if last else wide)
             )
-    return [made[index] for index in range(len(operands))], last
+    return [aligned[index] for index in range(len(operands))], last
 
 
 def _at_one_scale(

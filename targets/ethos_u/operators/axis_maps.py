@@ -35,9 +35,9 @@ def mapped(view: View, call: Call, result: Result) -> Step:
     kernels = [Kernel(view, call)]
     operand = call.args[1].fields[0]
     while view.used_once(operand) and registered_name(view.definition(operand)) in _MAPS:
-        before = view.definition(operand)
-        kernels.append(Kernel(view, before))
-        operand = before.args[1].fields[0]
+        producer = view.definition(operand)
+        kernels.append(Kernel(view, producer))
+        operand = producer.args[1].fields[0]
     maps: dict[int, Array] = {}
     for kernel in reversed(kernels):
         for axis, matrix in kernel.axis_matrices().items():
@@ -50,14 +50,14 @@ def mapped(view: View, call: Call, result: Result) -> Step:
 def repeated(view: View, call: Call, result: Result) -> Step:
     """Axes repeated."""
     data = view.quantized(call.args[0])
-    own = (1,) * (len(result.output.shape) - len(data.shape)) + data.shape
-    counts = [wanted // size for wanted, size in zip(result.output.shape, own, strict=True)]
-    if len(own) > _MAX_AXES:
+    padded_shape = (1,) * (len(result.output.shape) - len(data.shape)) + data.shape
+    counts = [wanted // size for wanted, size in zip(result.output.shape, padded_shape, strict=True)]
+    if len(padded_shape) > _MAX_AXES:
         raise Unsupported(f"it has more than {_MAX_AXES} axes")
 
     def emit(emitter: Emitter, inputs: Sequence[Value]) -> Value:
         x = emitter.rescaled(emitter.first(inputs[0]), data, result)
-        return emitter.made(emitter.graph.tile(emitter.graph.reshape(x, own), counts), last=False)
+        return emitter.made(emitter.graph.tile(emitter.graph.reshape(x, padded_shape), counts), last=False)
 
     return Step("repetition", "x".join(map(str, result.output.shape)), (data,), result.output, 0, emit)
 
@@ -152,7 +152,7 @@ def _integers(matrix: Array) -> tuple[Array, int]:
     for unit in range(1, largest + 1):
         if np.abs(matrix * unit - np.rint(matrix * unit)).max() < 1e-4:
             return np.rint(matrix * unit).astype(np.int8), unit
-    whole = np.rint(matrix * largest)
-    for row, wanted in zip(whole, np.rint(matrix.sum(1) * largest), strict=True):
+    integers = np.rint(matrix * largest)
+    for row, wanted in zip(integers, np.rint(matrix.sum(1) * largest), strict=True):
         row[np.abs(row).argmax()] += wanted - row.sum()
-    return np.clip(whole, -128, 127).astype(np.int8), largest
+    return np.clip(integers, -128, 127).astype(np.int8), largest

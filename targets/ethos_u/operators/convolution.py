@@ -59,13 +59,13 @@ def convolution(view: View, call: Call, result: Result) -> Step:
         graph = emitter.graph
         parts = np.split(np.arange(filters), 1 if depthwise else groups)
         operands = graph.split(image(emitter, inputs[0]), len(parts), 3)
-        made = [
+        outputs = [
             emitter.finished(
                 _sums(graph, x, ordered[mine], bias[mine], data.zero, window, depthwise), scales[mine].tolist(), result
             )
             for x, mine in zip(operands, parts, strict=True)
         ]
-        return from_image(emitter, graph.concat(made, 3), len(data.shape))
+        return from_image(emitter, graph.concat(outputs, 3), len(data.shape))
 
     name = "depthwise convolution" if depthwise else "convolution"
     macs = int(np.prod(result.output.shape)) * int(np.prod(weight.values.shape[1:]))
@@ -82,12 +82,12 @@ def _dense(data: Quantized, weight: Array, bias: Array, scales: Array, window: W
     return Dense((batch, height, width, channels), weight, bias, scales, window, window.results((height, width)))
 
 
-def _forms(whole: Dense, data: Quantized, result: Result) -> dict[str, Form]:
+def _forms(dense: Dense, data: Quantized, result: Result) -> dict[str, Form]:
     """All forms of a convolution."""
-    forms = {name: Form(_in_form(each, data, result)) for name, each in whole.forms().items()}
+    forms = {name: Form(_in_form(each, data, result)) for name, each in dense.forms().items()}
     if len(data.shape) == 4:
-        for name, (arrangement, each) in whole.arranged().items():
-            forms[name] = Form(_in_form(each, data, result), arrangement)
+        for name, (arrangement, part) in dense.arranged().items():
+            forms[name] = Form(_in_form(part, data, result), arrangement)
     return forms
 
 
@@ -313,7 +313,7 @@ def _of_two(view: View, call: Call, result: Result) -> Step:
 def _batched(emitter: Emitter, value: Value, data: Quantized, batches: Sequence[int]) -> Tensor:
     """An operand as (all batches, rows, columns)."""
     x, matrix = emitter.first(value), data.shape[-2:]
-    own = (1,) * (len(batches) - len(data.shape) + 2) + data.shape[:-2]
-    repeated = [wanted // size for wanted, size in zip(batches, own, strict=True)]
-    x = emitter.graph.tile(emitter.graph.reshape(x, (*own, *matrix)), [*repeated, 1, 1])
+    outer_shape = (1,) * (len(batches) - len(data.shape) + 2) + data.shape[:-2]
+    repeated = [wanted // size for wanted, size in zip(batches, outer_shape, strict=True)]
+    x = emitter.graph.tile(emitter.graph.reshape(x, (*outer_shape, *matrix)), [*repeated, 1, 1])
     return emitter.graph.reshape(x, (math.prod(batches), *matrix))

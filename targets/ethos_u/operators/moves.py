@@ -68,10 +68,10 @@ def concatenation(view: View, call: Call, result: Result) -> Step:
 
     def emit(emitter: Emitter, inputs: Sequence[Value]) -> Value:
         tensors, last = emitter.together(inputs)
-        made = iter([emitter.looked_up(part, each, result) for part, each in zip(tensors, data, strict=True)])
+        rescaled = iter([emitter.looked_up(part, each, result) for part, each in zip(tensors, data, strict=True)])
         order = channels_last(rank) if last else range(rank)
         parts = [
-            next(made) if each is None else emitter.graph.constant(np.ascontiguousarray(each.transpose(order)))
+            next(rescaled) if each is None else emitter.graph.constant(np.ascontiguousarray(each.transpose(order)))
             for each in integers
         ]
         joined = emitter.graph.concat(parts, Value(parts[0], last).position(axis))

@@ -59,17 +59,17 @@ def total(view: View, call: Call, result: Result) -> Step:
         if len(data.shape) == 3 and not inputs[0].last:
             return emit(emitter, inputs)
         pooled = averaged(emitter, image(emitter, inputs[0]), data, window, result)
-        kept = len(result.output.shape) == len(data.shape)
-        shape = (data.shape[0], *(1,) * (len(data.shape) - 2), data.shape[1]) if kept else result.output.shape
-        return emitter.made(emitter.graph.reshape(pooled, shape), last=kept)
+        keeps_axes = len(result.output.shape) == len(data.shape)
+        shape = (data.shape[0], *(1,) * (len(data.shape) - 2), data.shape[1]) if keeps_axes else result.output.shape
+        return emitter.made(emitter.graph.reshape(pooled, shape), last=keeps_axes)
 
     def emit_strips(emitter: Emitter, inputs: Sequence[Value]) -> Value:
         if len(data.shape) == 3 and not inputs[0].last:
             return emit(emitter, inputs)
         sums = place_sums(emitter.graph, image(emitter, inputs[0]), data.zero)
-        kept = len(result.output.shape) == len(data.shape)
-        shape = (data.shape[0], *(1,) * (len(data.shape) - 2), data.shape[1]) if kept else result.output.shape
-        return emitter.made(emitter.graph.reshape(emitter.finished(sums, [ratio], result), shape), last=kept)
+        keeps_axes = len(result.output.shape) == len(data.shape)
+        shape = (data.shape[0], *(1,) * (len(data.shape) - 2), data.shape[1]) if keeps_axes else result.output.shape
+        return emitter.made(emitter.graph.reshape(emitter.finished(sums, [ratio], result), shape), last=keeps_axes)
 
     forms = {"channels in columns": Form(emit_strips)} if has_strips(data.shape) else {}
     return Step(name, data.sizes, (data,), result.output, math.prod(data.shape), emit_pool, forms)
@@ -88,12 +88,12 @@ def reduced(view: View, call: Call, result: Result) -> Step:
     data = view.quantized(call.args[1].fields[0])
     kernel = Kernel(view, call)
     numbers = np.random.default_rng(0).normal(size=data.shape).astype(np.float32)
-    rank, found = len(data.shape), kernel(numbers)
+    rank, computed = len(data.shape), kernel(numbers)
     for count in range(1, rank + 1):
         for axes in combinations(range(rank), count):
             for name, function in (("max", np.max), ("min", np.min)):
                 wanted = function(numbers, axis=axes)
-                if wanted.size == found.size and np.array_equal(wanted.ravel(), found.ravel()):
+                if wanted.size == computed.size and np.array_equal(wanted.ravel(), computed.ravel()):
                     return _extreme(name, data, axes, result)
     raise Unsupported("it reduces by a kernel that is neither a maximum nor a minimum")
 

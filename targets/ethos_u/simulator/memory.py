@@ -165,12 +165,12 @@ def _positions(
     channel = np.arange(depth)[None, None]
     height0, height1 = registers[codes.height0] + 1, registers[codes.height1] + 1
     width0 = registers[codes.width0] + 1
-    left = x < width0
-    top = np.where(left, y < height0, y < height1)
+    is_left = x < width0
+    top = np.where(is_left, y < height0, y < height1)
     bases = [registers.address(codes.base + tile) for tile in range(4)]
-    base = np.where(left, np.where(top, bases[0], bases[2]), np.where(top, bases[1], bases[3]))
-    row = np.where(top, y, np.where(left, y - height0, y - height1))
-    column = np.where(left, x, x - width0)
+    base = np.where(is_left, np.where(top, bases[0], bases[2]), np.where(top, bases[1], bases[3]))
+    row = np.where(top, y, np.where(is_left, y - height0, y - height1))
+    column = np.where(is_left, x, x - width0)
     if precision >> 6 & 3:  # bricks of 16 channels
         inner = channel // _BRICK * registers.stride(codes.stride_c) + channel % _BRICK * dtype.itemsize
         across = dtype.itemsize * _BRICK

@@ -402,9 +402,9 @@ def filters(stream: Array, layout: Layout) -> Array:
     """Weights from a stream, in the layout's shape."""
     order = _order(layout)
     used = min(len(order), len(stream))
-    kept = order[:used] >= 0
+    real = order[:used] >= 0
     result = np.zeros(int(np.prod(layout.shape)), np.int64)
-    result[order[:used][kept]] = stream[:used][kept]
+    result[order[:used][real]] = stream[:used][real]
     return result.reshape(layout.shape)
 
 
