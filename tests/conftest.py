@@ -93,7 +93,7 @@ def pytest_collection() -> Generator[None, object, object]:
     finally:
         gc.enable()
     gc.freeze()
-    gc.set_threshold(20_000, 20)
+    gc.set_threshold(50_000, 20, 50)
     torch = sys.modules.get("torch")
     if torch is not None:
         torch.set_num_threads(1)
