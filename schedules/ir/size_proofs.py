@@ -22,7 +22,18 @@ from typing import TypeAlias
 from tvm.sym import Analyzer
 
 from schedules.ir.expression import nodes, substitute
-from schedules.ir.tir import Buffer, Expr, Node, PrimFunc, StructuralKey, Var, structural_map, tirx, tvm
+from schedules.ir.tir import (
+    Buffer,
+    Expr,
+    Node,
+    PrimFunc,
+    StructuralKey,
+    Var,
+    structural_equal,
+    structural_map,
+    tirx,
+    tvm,
+)
 
 _OPERATIONS = (tirx.Add, tirx.Sub, tirx.Mul, tirx.FloorDiv, tirx.FloorMod, tirx.Min, tirx.Max)
 
@@ -112,7 +123,9 @@ CONGRUENCES = "tensorwright.congruences"
 _MAX_CLASSES = 1024
 """Limit on the choices of remainders in a proof (one dimension halved ten times, two halved five times each)."""
 _MAX_TERMS = 64
-"""Limit on the terms of a polynomial, and on the squared number of nodes of a formula, in a proof."""
+"""Limit on the terms of a polynomial in a proof."""
+_MAX_NODES = 1000
+"""Limit on the nodes of formulas that are simplified or compared: TVM's analyzer takes time by their square."""
 _POINTS = 6
 """Values of the variables at which formulas are compared before a proof is tried."""
 _MIN_VALUE = 64
@@ -184,7 +197,7 @@ class SizeSpellings:
 
     def equal(self, a: Expr, b: Expr) -> bool:
         """True if they are equal for all values of their variables."""
-        return self._values(a) == self._values(b) and self._proved(a, b)
+        return (self._values(a) == self._values(b) and self._proved(a, b)) or structural_equal(a, b)
 
     def _first_equal(self, size: Expr) -> Expr:
         values = self._values(size)
@@ -202,10 +215,14 @@ class SizeSpellings:
         return size
 
     def _proved(self, a: Expr, b: Expr) -> bool:
+        if not is_short(a, b):
+            return False
         return bool(self._analyzer.can_prove_equal(a, b)) or self._equal_for_all_remainders(a, b)
 
     def _values(self, size: Expr) -> tuple[object, ...] | None:
-        """Values of the formula at some points; None if it contains an unknown operation."""
+        """Values of the formula at some points; None if it contains an unknown operation, or is long."""
+        if not is_short(size):
+            return None
         try:
             return (str(size.ty.dtype), *(self._value_at(size, point) for point in range(_POINTS)))
         except (UnprovableError, ZeroDivisionError):
@@ -247,6 +264,11 @@ class SizeSpellings:
     def _remainders(self, var: Var, period: int) -> range:
         known = self._congruence(var)
         return range(known.remainder % known.modulus, period, known.modulus)
+
+
+def is_short(*formulas: Expr) -> bool:
+    """True if formulas may be simplified, or compared with one another."""
+    return sum(len(nodes(each, tvm.ir.Expr)) for each in formulas) <= _MAX_NODES
 
 
 def complexity(size: Expr) -> tuple[int, str]:

@@ -14,9 +14,9 @@ import tvm
 from tvm import sym, tirx
 
 from schedules.ir.expression import DIVISIONS
-from schedules.ir.size_proofs import SizeSpellings
+from schedules.ir.size_proofs import SizeSpellings, is_short
 from schedules.ir.structural import structural_walk
-from schedules.ir.tir import structural_map
+from schedules.ir.tir import StructuralKey, structural_equal, structural_map
 from schedules.ir.tvm_types import Expr
 
 Scalar = Any  # int | float | bool | tvm.ir.Expr of a primitive type
@@ -32,6 +32,9 @@ class Arithmetic:
     def __init__(self) -> None:
         self.analyzer = sym.Analyzer()
         self.spellings = SizeSpellings()
+        # Results of TVM's analyzer: layers of a network repeat formulas.
+        self._simplified: dict[StructuralKey, tvm.ir.Expr] = {}
+        self._equal: dict[tuple[StructuralKey, StructuralKey], bool] = {}
 
     def dimension(self, name: str, maximum: int = _MAX_SIZE) -> tvm.ir.Expr:
         """Return a new symbolic size, int64, in [0, maximum)."""
@@ -44,19 +47,31 @@ class Arithmetic:
         """Return the value in its shortest form, the same for all sizes proved equal."""
         if is_number(value):
             return value
-        simple = self.analyzer.simplify(value)
+        key = StructuralKey(value)
+        simple = self._simplified.get(key)
+        if simple is None:
+            simple = self._simplified[key] = self.analyzer.simplify(value) if is_short(value) else value
         return plain(self.spellings.of(simple) if dtype_of(simple) == "int64" else simple)
 
     def equal_is_proved(self, a: Scalar, b: Scalar) -> bool:
         if is_number(a) and is_number(b):
             return bool(a == b)
         left, right = expression(a), expression(b)
-        # Spellings are for sizes; TVM also proves some equalities of floats.
-        return self.spellings.equal(left, right) or bool(self.analyzer.can_prove_equal(left, right))
+        pair = StructuralKey(left), StructuralKey(right)
+        known = self._equal.get(pair)
+        if known is None:
+            # Spellings are for sizes; TVM also proves some equalities of floats.
+            known = self.spellings.equal(left, right) or (
+                is_short(left, right) and bool(self.analyzer.can_prove_equal(left, right))
+            )
+            self._equal[pair] = known
+        return known
 
     def proved(self, condition: Scalar) -> bool:
         """True if a condition always holds."""
-        return bool(condition) if is_number(condition) else bool(self.analyzer.can_prove(condition))
+        if is_number(condition):
+            return bool(condition)
+        return is_short(condition) and bool(self.analyzer.can_prove(condition))
 
     def _binary(
         self, on_numbers: Callable[..., Scalar], on_expressions: Callable[..., Scalar], a: Scalar, b: Scalar
@@ -67,9 +82,16 @@ class Arithmetic:
         return self.simplify(on_expressions(left, right))
 
     def add(self, a: Scalar, b: Scalar) -> Scalar:
+        for x, rest in ((a, b), (b, a)):
+            window = _rounding_up(x, rest)
+            if window is not None:
+                return self.multiply(self.ceil_divide(x, window), window)
         return self._binary(lambda x, y: x + y, tirx.Add, a, b)
 
     def subtract(self, a: Scalar, b: Scalar) -> Scalar:
+        window = _rounding_down(a, b)
+        if window is not None:
+            return self.multiply(self.floor_divide(a, window), window)
         return self._binary(lambda x, y: x - y, tirx.Sub, a, b)
 
     def multiply(self, a: Scalar, b: Scalar) -> Scalar:
@@ -81,6 +103,9 @@ class Arithmetic:
             return self._binary(lambda x, y: x / y, tirx.Div, a, b)
         if is_number(b) and b == 0:
             raise ZeroDivisionError("integer division by zero")
+        factor = _other_factor(a, b)
+        if factor is not None:
+            return factor
         if self.not_negative(a) and self.not_negative(b):
             return self._binary(lambda x, y: x // y, tirx.FloorDiv, a, b)
         if is_number(b) and b > 0 and not is_number(a) and self.equal_is_proved(self.floor_mod(a, b), 0):
@@ -99,6 +124,8 @@ class Arithmetic:
         return self.floor_divide(self.add(a, self.subtract(b, 1)), b)
 
     def floor_mod(self, a: Scalar, b: Scalar) -> Scalar:
+        if _other_factor(a, b) is not None:
+            return 0
         return self._binary(lambda x, y: x % y, tirx.FloorMod, a, b)
 
     def truncated_mod(self, a: Scalar, b: Scalar) -> Scalar:
@@ -233,7 +260,21 @@ class Arithmetic:
         return result
 
     def not_negative(self, a: Scalar) -> bool:
-        return a >= 0 if is_number(a) else bool(self.analyzer.can_prove(tirx.GE(a, _constant(0, a))))
+        """True if a scalar is proved non-negative: by its parts, which are shorter, or as a whole."""
+        if is_number(a):
+            return bool(a >= 0)
+        return self._of_not_negative(a) or self.proved(tirx.GE(a, _constant(0, a)))
+
+    def _of_not_negative(self, a: tvm.ir.Expr) -> bool:
+        """True if an expression is computed from non-negative ones in a way that keeps them so."""
+        if isinstance(a, tirx.Select):
+            return self.not_negative(a.true_value) and self.not_negative(a.false_value)
+        if isinstance(a, tirx.Max):
+            return self.not_negative(a.a) or self.not_negative(a.b)
+        if isinstance(a, tirx.FloorDiv) and self.proved(tirx.GE(a.a, a.b - 1)):  # rounded up; the divisor is not 0
+            return self.not_negative(a.b)
+        kept = isinstance(a, (tirx.Add, tirx.Mul, tirx.Div, tirx.FloorDiv, tirx.Min))
+        return kept and self.not_negative(a.a) and self.not_negative(a.b)
 
     def float_not_negative(self, a: Scalar) -> bool:
         """True if the form of a float scalar proves it non-negative; the analyzer only supports integers."""
@@ -257,6 +298,37 @@ class Arithmetic:
 
 def is_number(value: Scalar) -> bool:
     return isinstance(value, (int, float, bool))
+
+
+# TVM simplifies sizes rounded to multiples of a number; these functions find those rounded to multiples of a size.
+
+
+def _rounding_down(x: Scalar, rest: Scalar) -> Scalar | None:
+    """The size w if `rest` is x % w."""
+    return rest.b if _is_rest(rest) and _is_same(rest.a, x) else None
+
+
+def _rounding_up(x: Scalar, rest: Scalar) -> Scalar | None:
+    """The size w if `rest` is (w - x % w) % w."""
+    if not _is_rest(rest) or not isinstance(rest.a, tirx.Sub):
+        return None
+    return rest.b if _is_same(rest.a.a, rest.b) and _is_same(_rounding_down(x, rest.a.b), rest.b) else None
+
+
+def _other_factor(a: Scalar, b: Scalar) -> Scalar | None:
+    """The size x if `a` is x * b or b * x."""
+    if not isinstance(a, tirx.Mul) or is_number(b):
+        return None
+    return next((x for x, factor in ((a.a, a.b), (a.b, a.a)) if _is_same(factor, b)), None)
+
+
+def _is_rest(value: Scalar) -> bool:
+    """True for a remainder by another size."""
+    return isinstance(value, tirx.FloorMod) and not isinstance(value.b, tirx.IntImm)
+
+
+def _is_same(a: Scalar | None, b: Scalar) -> bool:
+    return isinstance(a, tvm.ir.Expr) and isinstance(b, tvm.ir.Expr) and structural_equal(a, b)
 
 
 def _is_condition(value: Scalar) -> bool:

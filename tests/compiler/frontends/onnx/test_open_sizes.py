@@ -137,3 +137,60 @@ def test_a_selection_never_divides_by_a_zero_of_its_condition() -> None:
     assert arithmetic.equal_is_proved(arithmetic.select(is_zero, quotient, frames), frames)
     assert arithmetic.equal_is_proved(arithmetic.select(is_not, rows, quotient), rows)
     assert isinstance(arithmetic.select(tirx.EQ(rows, expression(0)), quotient, frames), tirx.Select)
+
+
+def test_sizes_rounded_to_multiples_of_a_size_stay_short() -> None:
+    arithmetic = Arithmetic()
+    size, limit = arithmetic.dimension("size"), arithmetic.dimension("limit")
+    window = arithmetic.minimum(size, arithmetic.add(arithmetic.floor_divide(limit, 2), 1))
+    rest = arithmetic.floor_mod(size, window)
+    up = arithmetic.add(size, arithmetic.floor_mod(arithmetic.subtract(window, rest), window))
+    down = arithmetic.subtract(up, arithmetic.floor_mod(up, window))
+    assert arithmetic.equal_is_proved(down, up)
+    assert arithmetic.equal_is_proved(arithmetic.divide(up, window), arithmetic.ceil_divide(size, window))
+    lower = arithmetic.subtract(size, rest)
+    assert arithmetic.equal_is_proved(arithmetic.divide(lower, window), arithmetic.floor_divide(size, window))
+    assert all(arithmetic.not_negative(each) for each in (up, lower, arithmetic.multiply(up, lower)))
+    assert not arithmetic.not_negative(arithmetic.subtract(lower, size))
+
+
+def test_windows_of_a_size_that_is_computed() -> None:
+    """Windows of half of the lesser side, to which both sides are padded."""
+    text = """(float[n,h,w,2] x) => (float[n,rows,window,columns,window,2] y)
+      <int64[1] zero = {0}, int64[1] one = {1}, int64[1] two = {2}, int64[1] three = {3}>
+      { n = Shape<start: int = 0, end: int = 1>(x)
+        h = Shape<start: int = 1, end: int = 2>(x)
+        w = Shape<start: int = 2, end: int = 3>(x)
+        lesser = Min(h, w)
+        half = Div(lesser, two)
+        window = Add(half, one)
+        rest_h = Mod(h, window)
+        missing_h = Sub(window, rest_h)
+        below = Mod(missing_h, window)
+        rest_w = Mod(w, window)
+        missing_w = Sub(window, rest_w)
+        right = Mod(missing_w, window)
+        pads = Concat<axis: int = 0>(zero, zero, zero, zero, zero, below, right, zero)
+        padded = Pad(x, pads)
+        height = Add(h, below)
+        width = Add(w, right)
+        rows = Div(height, window)
+        columns = Div(width, window)
+        shape = Concat<axis: int = 0>(n, rows, window, columns, window, two)
+        y = Reshape(padded, shape) }"""
+    check(text, [{"x": floats(*shape, 2)} for shape in ((2, 9, 13), (1, 16, 4), (3, 1, 1))])
+
+
+def test_long_formulas_are_not_simplified(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TVM's analyzer takes seconds for some thousands of terms, and would be asked for each operator of a network."""
+    arithmetic = Arithmetic()
+    size = arithmetic.dimension("size")
+    total = size
+    for number in range(700):
+        total = tirx.Add(tirx.FloorMod(total, expression(number + 2)), size)
+    for name in ("simplify", "can_prove", "can_prove_equal"):
+        monkeypatch.setattr(type(arithmetic.analyzer), name, lambda *_: pytest.fail("TVM's analyzer was asked"))
+    longer = arithmetic.multiply(total, 3)
+    assert arithmetic.equal_is_proved(longer, arithmetic.multiply(total, 3))
+    assert not arithmetic.equal_is_proved(longer, total)
+    assert not arithmetic.proved(tirx.LT(total, longer))
