@@ -17,6 +17,7 @@ _FORM = re.compile(r"hf:(?P<repository>[\w.-]+/[\w.-]+?)(@(?P<revision>[\w.-][\w
 _LONGEST = 1024  # maximum characters of a name
 # The files of a folder: weights, configuration and tokenizer, but not the same weights in formats of other libraries.
 _FILES = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
+_WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 
 
 @dataclass(frozen=True)
@@ -66,15 +67,15 @@ def download(model: HubModel) -> Path:
     problem: Exception | None = None
     for local in (True, False):
         try:
-            if model.file is not None:
+            if model.file is None:
+                folder = _folder(model, local)
+                if _has_weights(folder) or not local:
+                    return folder
+            else:
                 stored = huggingface_hub.hf_hub_download(
                     model.repository, model.file, revision=model.revision, local_files_only=local
                 )
-            else:
-                stored = huggingface_hub.snapshot_download(
-                    model.repository, revision=model.revision, allow_patterns=_FILES, local_files_only=local
-                )
-            return Path(stored)
+                return Path(stored)
         except (HfHubHTTPError, OSError, ValueError) as error:  # includes network errors: httpx's errors are wrapped
             problem = error
     lines = str(problem).strip().splitlines()
@@ -84,3 +85,22 @@ def download(model: HubModel) -> Path:
         + (f": {lines[0]}" if lines else ""),
         f"on a machine with access to the Hub: hf download {what} --local-dir FOLDER, then give the path in FOLDER",
     ) from problem
+
+
+def _folder(model: HubModel, local: bool) -> Path:
+    """The folder of a repository; with the weights as PyTorch saves them only where there are no others."""
+    import huggingface_hub
+
+    for files in (_FILES, [*_FILES, *_WEIGHTS]):
+        folder = Path(
+            huggingface_hub.snapshot_download(
+                model.repository, revision=model.revision, allow_patterns=files, local_files_only=local
+            )
+        )
+        if _has_weights(folder):
+            break
+    return folder
+
+
+def _has_weights(folder: Path) -> bool:
+    return any(any(folder.glob(pattern)) for pattern in _WEIGHTS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fnmatch import fnmatch
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from onnx import TensorProto, helper
 
 import tensorwright
 from compiler.errors import OptionError, StorageError
-from compiler.support.hub import HubModel, hub_model
+from compiler.support.hub import HubModel, download, hub_model
 
 constants = pytest.importorskip("huggingface_hub.constants")
 
@@ -52,3 +53,27 @@ def test_what_cannot_be_had_names_the_command(cache: Path, name: str) -> None:
     with pytest.raises(StorageError, match="not in the local cache") as caught:
         tensorwright.compile(name)
     assert "hf download acme/" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("stored", ["model.safetensors", "pytorch_model-00001-of-00002.bin"])
+def test_weights_as_pytorch_saves_them_are_downloaded_where_there_are_no_others(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, stored: str
+) -> None:
+    """The cache holds a part of the repository, without its weights."""
+    folder = cache / "models--acme--negate" / "snapshots" / "abc"
+    asked: list[str] = []
+
+    def snapshot_download(_: str, *, allow_patterns: list[str], local_files_only: bool, **options: object) -> str:
+        if not local_files_only:
+            asked.append("all" if "pytorch_model*.bin" in allow_patterns else "usual")
+            if any(fnmatch(stored, pattern) for pattern in allow_patterns):
+                (folder / stored).touch()
+        return str(folder)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    assert download(HubModel("acme/negate")) == folder
+    assert (folder / stored).exists()
+    assert asked == (["usual"] if stored.endswith("safetensors") else ["usual", "all"])
+    asked.clear()
+    assert download(HubModel("acme/negate")) == folder
+    assert asked == []
