@@ -19,6 +19,14 @@ from compiler.generation.prompts import PromptReader
 Parts = tuple[str | int | None, ...]
 _NAME, _ARGUMENTS, _IDS = "made_up_function", {"made_up_key": "made up value"}, ("madeupid1", "madeupid2")
 _TOOL = {"name": _NAME, "description": "made up", "parameters": {"type": "object", "properties": {}}}
+_JSON_STYLE = "json"
+# Arguments between tags: a name and a value each, strings as they are. The keys are xgrammar's names of these styles.
+_TAGGED = {
+    "qwen_xml": re.compile(r"\s*<parameter=([^>]+)>\n?(.*?)\n?</parameter>", re.DOTALL),
+    "minimax_xml": re.compile(r'\s*<parameter name="([^"]+)">(.*?)</parameter>', re.DOTALL),
+    "glm_xml": re.compile(r"\s*<arg_key>(.*?)</arg_key>\s*<arg_value>(.*?)</arg_value>", re.DOTALL),
+}
+_PYTHON_WORDS = {"True": True, "False": False, "None": None}  # as some templates write them
 _THOUGHT_END = "</think>"
 _THOUGHT = re.compile(r"<think>\s*(</think>\s*)?$")
 
@@ -26,7 +34,7 @@ _THOUGHT = re.compile(r"<think>\s*(</think>\s*)?$")
 @dataclass(frozen=True)
 class CallSyntax:
     """The text of a message that calls tools: `before`, calls separated by `middle`, and `end`. A call is a name,
-    `between`, and arguments as JSON.
+    `between`, and arguments as JSON or between tags (`style`).
 
     Parts consist of texts, special tokens, and None for an identifier. `middle`: None if a message has one call at
     most.
@@ -36,6 +44,7 @@ class CallSyntax:
     between: Parts
     middle: Parts | None
     end: Parts
+    style: str = _JSON_STYLE
 
     def grammar(self, functions: Sequence[Mapping[str, Any]], *, several: bool) -> Grammar:
         """Return the grammar of texts with a call of one of the functions, or with several calls."""
@@ -47,13 +56,20 @@ class CallSyntax:
 
     def _call(self, function: Mapping[str, Any]) -> dict[str, Any]:
         schema = function.get("parameters") or {"type": "object", "additionalProperties": False}
-        arguments = {"type": "json_schema", "json_schema": schema, "max_whitespace_cnt": WHITESPACE}
-        return _sequence([*_formats((_quoted(function["name"]), *self.between)), arguments])
+        name = _quoted(function["name"])
+        if self.style == _JSON_STYLE:
+            arguments = {"type": "json_schema", "json_schema": schema, "max_whitespace_cnt": WHITESPACE}
+        elif schema.get("properties"):
+            arguments = {"type": "json_schema", "json_schema": schema, "style": self.style}
+        else:  # no tags, and one line less
+            return _sequence(_formats((name, *_stripped(self.between))))
+        return _sequence([*_formats((name, *self.between)), arguments])
 
     def openings(self, names: Collection[str]) -> list[str]:
         """Return the visible texts of which one begins a call: the first word of `before`, or a name if it has none."""
         words = _visible(self.before).split()
-        return words[:1] or [f"{_quoted(each)}{_visible(self.between).strip()}{{" for each in names]
+        opened = "{" if self.style == _JSON_STYLE else ""
+        return words[:1] or [f"{_quoted(each)}{_visible(self.between).strip()}{opened}" for each in names]
 
     def anywhere(self) -> CallSyntax:
         """Return the syntax of calls behind other text, without the tag that closes the reasoning."""
@@ -61,15 +77,16 @@ class CallSyntax:
         behind = first.rpartition(_THOUGHT_END)[2] if isinstance(first, str) else first
         return replace(self, before=(behind, *others))
 
-    def find(self, text: str, names: Collection[str]) -> list[tuple[str, str]]:
+    def find(self, text: str, functions: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str]]:
         """Return the first calls in a text, like `read`."""
-        starts = (match.start() for each in self.openings(names) for match in re.finditer(re.escape(each), text))
-        return next((calls for start in sorted(starts) if (calls := self.read(text, names, start))), [])
+        openings = self.openings(functions)
+        starts = (match.start() for each in openings for match in re.finditer(re.escape(each), text))
+        return next((calls for start in sorted(starts) if (calls := self.read(text, functions, start))), [])
 
-    def read(self, text: str, names: Collection[str], at: int = 0) -> list[tuple[str, str]]:
+    def read(self, text: str, functions: Mapping[str, Mapping[str, Any]], at: int = 0) -> list[tuple[str, str]]:
         """Return names and arguments, as JSON, of the complete calls from a position in a text without special tokens
-        on."""
-        named = {_quoted(each): each for each in names}
+        on. `functions`: schemas of their arguments by name."""
+        named = {_quoted(each): each for each in functions}
         chosen = "|".join(sorted(map(re.escape, named), key=len, reverse=True))
         calls: list[tuple[str, str]] = []
         part: Parts | None = self.before
@@ -77,13 +94,42 @@ class CallSyntax:
             match = re.compile(f"{_pattern(part)}({chosen}){_pattern(self.between)}").match(text, at)
             if match is None:
                 break
-            try:
-                at = json.JSONDecoder().raw_decode(text, match.end())[1]
-            except (ValueError, RecursionError):
+            name = named[match[1]]
+            arguments = self._arguments(text, match.end(), functions[name])
+            if arguments is None:
                 break
-            calls.append((named[match[1]], text[match.end() : at]))
+            written, at = arguments
+            calls.append((name, written))
             part = self.middle
         return calls
+
+    def _arguments(self, text: str, at: int, schema: Mapping[str, Any]) -> tuple[str, int] | None:
+        """Return the arguments from a position on, as JSON, and their end; None if they are incomplete."""
+        if self.style == _JSON_STYLE:
+            try:
+                end = json.JSONDecoder().raw_decode(text, at)[1]
+            except (ValueError, RecursionError):
+                return None
+            return text[at:end], end
+        properties, found = schema.get("properties") or {}, {}
+        while match := _TAGGED[self.style].match(text, at):
+            name = match[1].strip()
+            found[name] = _tagged_value(match[2], properties.get(name))
+            at = match.end()
+        ends = [_pattern(each) for each in (self.end, self.middle) if each is not None]
+        complete = any(re.compile(each).match(text, at) for each in ends)
+        return (json.dumps(found, ensure_ascii=False), at) if complete else None
+
+
+def _tagged_value(text: str, schema: Any) -> Any:
+    """Return the value of an argument that is a string as it is, or anything else as JSON."""
+    kind = schema.get("type") if isinstance(schema, Mapping) else None
+    if kind == "string":
+        return text
+    try:
+        return json.loads(text, parse_constant=lambda name: name)
+    except (ValueError, RecursionError):
+        return _PYTHON_WORDS.get(text, text)
 
 
 _JSON = CallSyntax(('[{"name": "',), ('", "arguments": ',), ('}, {"name": "',), ("}]",))
@@ -91,7 +137,7 @@ _JSON = CallSyntax(('[{"name": "',), ('", "arguments": ',), ('}, {"name": "',), 
 
 def call_syntax(reader: PromptReader, names: Mapping[str, Any]) -> CallSyntax:
     """Return the syntax of calls in the model's chat template; a list in JSON if it does not write a name and then
-    arguments as JSON.
+    arguments as JSON or between tags.
 
     Args:
         names: variables of the template.
@@ -111,10 +157,11 @@ def call_syntax(reader: PromptReader, names: Mapping[str, Any]) -> CallSyntax:
     single, double = (_split(text, calls, special) for calls, text in enumerate(texts, 1))
     if single is None:
         return replace(_JSON, before=(_closing(head), *_JSON.before))
-    before, between, end = single
-    if double is None or (double[0], double[1], double[3], double[4]) != (before, between, between, end):
-        return CallSyntax(before, between, None, end)
-    return CallSyntax(before, between, double[2], end)
+    (before, between, end), style = single
+    middle = None if double is None else double[0][2]
+    if double != ([before, between, middle, between, end], style):
+        middle = None
+    return CallSyntax(before, between, middle, end, style)
 
 
 def _rendered(reader: PromptReader, names: Mapping[str, Any], calls: int) -> str:
@@ -150,25 +197,45 @@ def _closing(head: str) -> str:
     return f"\n{_THOUGHT_END}\n\n" if thought and not thought[1] else ""
 
 
-def _split(text: str, calls: int, special: Mapping[str, int]) -> list[Parts] | None:
-    """Return the parts around names and arguments in a message; None if it has other calls."""
+def _split(text: str, calls: int, special: Mapping[str, int]) -> tuple[list[Parts], str] | None:
+    """Return the parts around names and arguments in a message, and the style of the arguments; None if it has other
+    calls."""
     if text.count(_NAME) != calls:
         return None
-    parts, at = [], 0
+    parts, styles, at = [], set(), 0
     for _ in range(calls):
         name = text.index(_NAME, at)
-        begin = text.find("{", name)
-        try:
-            arguments, end = json.JSONDecoder().raw_decode(text, begin) if begin >= 0 else (None, 0)
-        except (ValueError, RecursionError):
+        found = _made_up_arguments(text, name + len(_NAME))
+        if found is None:
             return None
-        if arguments != _ARGUMENTS:
-            return None
+        begin, end, style = found
+        if style != _JSON_STYLE and any(each in text[begin:end] for each in special):
+            return None  # an answer's text lacks special tokens
         parts += [text[at:name], text[name + len(_NAME) : begin]]
+        styles.add(style)
         at = end
+    if len(styles) != 1:
+        return None
     separators = "|".join(map(re.escape, sorted([*special, *_IDS], key=len, reverse=True)))
     pieces = [re.split(f"({separators})", each) for each in (*parts, text[at:])]
-    return [tuple(None if each in _IDS else special.get(each, each) for each in part if each) for part in pieces]
+    found_parts = [tuple(None if each in _IDS else special.get(each, each) for each in part if each) for part in pieces]
+    return found_parts, styles.pop()
+
+
+def _made_up_arguments(text: str, at: int) -> tuple[int, int, str] | None:
+    """Return where the made-up arguments behind a position begin and end, and their style."""
+    begin = text.find("{", at)
+    try:
+        arguments, end = json.JSONDecoder().raw_decode(text, begin) if begin >= 0 else (None, 0)
+    except (ValueError, RecursionError):
+        arguments, end = None, 0
+    if arguments == _ARGUMENTS:
+        return begin, end, _JSON_STYLE
+    for style, pattern in _TAGGED.items():
+        match = pattern.search(text, at)
+        if match is not None and {match[1].strip(): match[2]} == _ARGUMENTS:
+            return text.index("<", match.start()), match.end(), style
+    return None
 
 
 def _formats(parts: Parts) -> list[dict[str, Any]]:
@@ -179,6 +246,11 @@ def _formats(parts: Parts) -> list[dict[str, Any]]:
         for part in parts
         if part != ""
     ]  # fmt: skip
+
+
+def _stripped(parts: Parts) -> Parts:
+    """Return parts without white space at their end."""
+    return (*parts[:-1], parts[-1].rstrip()) if parts and isinstance(parts[-1], str) else parts
 
 
 def _sequence(elements: list[dict[str, Any]]) -> dict[str, Any]:

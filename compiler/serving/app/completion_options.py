@@ -15,7 +15,14 @@ from compiler.generation.prompts import Prompt
 from compiler.generation.tool_calls import CallSyntax
 from compiler.serving.app.http import flag, mapping, orjson
 from compiler.serving.app.openai_models import unknown_fields
-from compiler.serving.app.tool_calls import json_size, message_calls, requested_tools, required_functions
+from compiler.serving.app.tool_calls import (
+    Tools,
+    argument_schemas,
+    json_size,
+    message_calls,
+    requested_tools,
+    required_functions,
+)
 from compiler.serving.limits import Limits, utf8_size
 from compiler.support.shown import shown
 
@@ -51,7 +58,7 @@ class CompletionRequest:
         max_tokens: None for as many as the context holds.
         usage: the stream ends with token counts.
         images, audio: media of a chat.
-        tools: names of the functions that the model may call; None for no tools.
+        tools: schemas of the arguments of functions that the model may call, by name; None for no tools.
         several_calls: the model may make several calls at once.
         required: functions of which the text must call one; none if it may be anything else.
         syntax: the syntax of calls in the model's chat template.
@@ -65,7 +72,7 @@ class CompletionRequest:
     usage: bool
     images: tuple[bytes, ...] = ()
     audio: bytes | None = None
-    tools: tuple[str, ...] | None = None
+    tools: Tools | None = None
     several_calls: bool = True
     required: tuple[dict[str, Any], ...] = ()
     syntax: CallSyntax | None = None
@@ -102,7 +109,7 @@ def chat_request(body: Mapping[str, object], limits: Limits) -> CompletionReques
         request,
         images=tuple(files.images),
         audio=files.sounds[0] if files.sounds else None,
-        tools=None if tools is None else tuple(each["function"]["name"] for each in tools),
+        tools=None if tools is None else argument_schemas(tools),
         several_calls=body.get("parallel_tool_calls") is not False,
         required=required,
     )

@@ -114,11 +114,11 @@ class ChatFormat:
     def _calls(self, index: int) -> CalledTools | RequiredCalls:
         if index not in self._called:
             request = self._request
-            names, syntax = request.tools or (), request.syntax
+            tools, syntax = request.tools or {}, request.syntax
             self._called[index] = (
-                RequiredCalls(names, syntax)
+                RequiredCalls(tools, syntax)
                 if request.required and syntax is not None
-                else CalledTools(names, several=request.several_calls, syntax=syntax)
+                else CalledTools(tools, several=request.several_calls, syntax=syntax)
             )
         return self._called[index]
 

@@ -67,7 +67,7 @@ def _call_syntax(reader: PromptReader, names: Mapping[str, Any]) -> list[Any]:
     """Return the fields of the `CallSyntax` of a chat template."""
     found = call_syntax(reader, names)
     parts = (found.before, found.between, found.middle, found.end)
-    return [None if each is None else list(each) for each in parts]
+    return [*(None if each is None else list(each) for each in parts), found.style]
 
 
 def _texts(tokenizer: Any, texts: list[str]) -> list[Array]:

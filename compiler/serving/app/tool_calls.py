@@ -14,6 +14,8 @@ from compiler.serving.app.http import mapping, orjson
 from compiler.serving.limits import Limits
 from compiler.support.shown import shown
 
+Tools = Mapping[str, Mapping[str, Any]]
+"""JSON schemas of the arguments of functions, by name."""
 _BEGIN, _END = "<tool_call>", "</tool_call>"
 
 
@@ -30,6 +32,13 @@ def requested_tools(body: Mapping[str, object], limits: Limits) -> list[dict[str
             raise InputError(f"a function's name must be a string, not {shown(function.get('name'))}")
     limits.check("text_bytes", json_size(tools, "'tools'"))
     return tools
+
+
+def argument_schemas(tools: Sequence[Mapping[str, Any]]) -> Tools:
+    """Return the schemas of the arguments of functions, by name; empty where a definition has none."""
+    functions = [each["function"] for each in tools]
+    schemas = {each["name"]: each.get("parameters") for each in functions}
+    return {name: schema if isinstance(schema, Mapping) else {} for name, schema in schemas.items()}
 
 
 def required_functions(body: Mapping[str, object], tools: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], ...]:
@@ -85,13 +94,13 @@ class CalledTools:
     Text that may be part of a call is held back until it turns out not to be, or the text ends.
     """
 
-    def __init__(self, names: Sequence[str], *, several: bool, syntax: CallSyntax | None = None) -> None:
-        """`names`: names of the functions; `several`: accept more than the first call."""
-        self._names, self._several = frozenset(names), several
+    def __init__(self, tools: Tools, *, several: bool, syntax: CallSyntax | None = None) -> None:
+        """`several`: accept more than the first call."""
+        self._tools, self._several = tools, several
         self._syntax = None if syntax is None else syntax.anywhere()
         self._pieces, self._said = list[str](), 0
         self._is_json: bool | None = None  # None: only white space so far
-        own = () if self._syntax is None else self._syntax.openings(sorted(self._names))
+        own = () if self._syntax is None else self._syntax.openings(sorted(self._tools))
         self._tag = StopTexts([_BEGIN, *own])
 
     def say(self, text: str) -> str:
@@ -110,7 +119,7 @@ class CalledTools:
         text = "".join(self._pieces)
         calls = self._calls(text)
         if not calls and self._syntax is not None:
-            calls = [_as_call(*each) for each in self._syntax.find(text, self._names)]
+            calls = [_as_call(*each) for each in self._syntax.find(text, self._tools)]
         rest = "" if calls else text[self._said :]
         return rest, calls if self._several else calls[:1]
 
@@ -127,7 +136,7 @@ class CalledTools:
         return [] if None in calls else [each for each in calls if each is not None]
 
     def _call(self, value: object) -> dict[str, Any] | None:
-        if not isinstance(value, dict) or not isinstance(value.get("name"), str) or value["name"] not in self._names:
+        if not isinstance(value, dict) or not isinstance(value.get("name"), str) or value["name"] not in self._tools:
             return None
         return _as_call(
             value["name"], json.dumps(value.get("arguments", value.get("parameters", {})), ensure_ascii=False)
@@ -137,8 +146,8 @@ class CalledTools:
 class RequiredCalls:
     """Parser of a text that consists of calls, held back until its end."""
 
-    def __init__(self, names: Sequence[str], syntax: CallSyntax) -> None:
-        self._names, self._syntax, self._pieces = names, syntax, list[str]()
+    def __init__(self, tools: Tools, syntax: CallSyntax) -> None:
+        self._tools, self._syntax, self._pieces = tools, syntax, list[str]()
 
     def say(self, text: str) -> str:
         """See `CalledTools`."""
@@ -148,7 +157,7 @@ class RequiredCalls:
     def ended(self) -> tuple[str, list[dict[str, Any]]]:
         """See `CalledTools`; a text that ends within its first call stays text."""
         text = "".join(self._pieces)
-        calls = [_as_call(*each) for each in self._syntax.read(text, self._names)]
+        calls = [_as_call(*each) for each in self._syntax.read(text, self._tools)]
         return "" if calls else text, calls
 
 

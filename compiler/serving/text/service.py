@@ -156,8 +156,8 @@ class TextService:
             self._reader.required_tokenizer()
         if not names and self._call_syntax is not None:
             return self._call_syntax
-        before, between, middle, end = await sandbox.run("call syntax", self._prompts, dict(names))
-        syntax = CallSyntax(tuple(before), tuple(between), None if middle is None else tuple(middle), tuple(end))
+        before, between, middle, end, style = await sandbox.run("call syntax", self._prompts, dict(names))
+        syntax = CallSyntax(tuple(before), tuple(between), None if middle is None else tuple(middle), tuple(end), style)
         if not names:
             self._call_syntax = syntax
         return syntax

@@ -29,7 +29,31 @@ _SINGLE = "{% if m.tool_calls and m.tool_calls | length != 1 %}{{ raise_exceptio
 _XML = (
     _EACH + "<{{ c.function.name }}>{% for k, v in c.function.arguments | items %}{{ k }}:{{ v }}{% endfor %}" + _NEXT
 )
+_VALUE = "{{ v if v is string else v | tojson }}"
+_PARAMETERS = "{% for k, v in c.function.arguments | items %}"
+_FUNCTION = (
+    "\n<tool_call>\n<function={{ c.function.name }}>\n" + _PARAMETERS + "<parameter={{ k }}>\n" + _VALUE
+    + "\n</parameter>\n{% endfor %}</function>\n</tool_call>"
+)  # fmt: skip
+_INVOKE = (
+    '<invoke name="{{ c.function.name }}">\n' + _PARAMETERS + '<parameter name="{{ k }}">' + _VALUE
+    + "</parameter>\n{% endfor %}</invoke>\n"
+)  # fmt: skip
+_KEYS = (
+    "\n<tool_call>{{ c.function.name }}\n" + _PARAMETERS + "<arg_key>{{ k }}</arg_key>\n<arg_value>" + _VALUE
+    + "</arg_value>\n{% endfor %}</tool_call>"
+)  # fmt: skip
 TEMPLATES = {
+    "parameters": _TURNS + _EACH + _FUNCTION + _NEXT + _AFTER + "{% endif %}",
+    "invocations": _TURNS
+    + "{% if m.tool_calls %}<calls>\n"
+    + _EACH
+    + _INVOKE
+    + _NEXT
+    + "</calls>{% endif %}"
+    + _AFTER
+    + "{% endif %}",
+    "keys and values": _TURNS + _EACH + _KEYS + _NEXT + _AFTER + "{% endif %}",
     "tags": _TURNS + _TAGS + _AFTER + "{% endif %}",
     "a list with identifiers": _TURNS + _LIST + _AFTER + "{% endif %}",
     "marks": _TURNS + _MARKED + _AFTER + "{% endif %}",
@@ -47,6 +71,7 @@ _WEATHER = {
     },
 }
 _TIME = {"name": "time"}
+_BOTH: dict[str, Any] = {"weather": _WEATHER["parameters"], "time": {}}
 _TOOLS = [{"type": "function", "function": each} for each in (_WEATHER, _TIME)]
 _USER = {"role": "user", "content": "hi"}
 _CITY = {"city": 'Ulm "{', "days": 3}
@@ -109,18 +134,16 @@ def test_the_grammar_accepts_what_the_template_writes(name: str) -> None:
     assert _follows(reader, syntax, one, _WEATHER)
     assert not _follows(reader, syntax, one, _TIME)
     assert not _follows(reader, syntax, one[:-1], _WEATHER, _TIME) or name in ("marks", "one call")
-    assert not _follows(reader, syntax, _written(reader, ("weather", {"city": "Ulm", "days": "3"})), _WEATHER)
-    assert [(found, json.loads(given)) for found, given in syntax.read(text, ["weather", "time"])] == [
-        ("weather", _CITY)
-    ]
-    assert not syntax.read(text, ["time"])
-    assert not syntax.read("some text", ["weather"])
+    assert not _follows(reader, syntax, _written(reader, ("weather", {"city": "Ulm", "days": "three"})), _WEATHER)
+    assert [(found, json.loads(given)) for found, given in syntax.read(text, _BOTH)] == [("weather", _CITY)]
+    assert not syntax.read(text, {"time": {}})
+    assert not syntax.read("some text", _BOTH)
     behind = syntax.anywhere()
     call = text.rpartition("</think>")[2]
     for before in ("", "Let me see: the weather.\n"):
-        assert [given for _, given in behind.find(before + call, ["time", "weather"])] == [json.dumps(_CITY)]
+        assert [json.loads(given) for _, given in behind.find(before + call, _BOTH)] == [_CITY]
         assert any(each in call for each in syntax.openings(["weather"])) or "</think>" in text
-    assert not behind.find("the weather is a tool_call", ["weather"])
+    assert not behind.find("the weather is a tool_call", _BOTH)
     if name == "one call":
         assert syntax.middle is None
         return
@@ -128,8 +151,8 @@ def test_the_grammar_accepts_what_the_template_writes(name: str) -> None:
     assert _follows(reader, syntax, two, _WEATHER, _TIME)
     assert not _follows(reader, syntax, two, _WEATHER, _TIME, several=False)
     text = reader.required_tokenizer().decode(two)
-    assert [found for found, _ in syntax.read(text, ["weather", "time"])] == ["weather", "time"]
-    assert [found for found, _ in syntax.read(text[: text.rindex("{") + 1], ["weather", "time"])] == ["weather"]
+    assert [found for found, _ in syntax.read(text, _BOTH)] == list(_BOTH)
+    assert [found for found, _ in syntax.read(text[: text.rindex("time") + 4], _BOTH)] == ["weather"]
 
 
 @pytest.mark.parametrize("template", [_TURNS + _XML + _AFTER + "<think>{% endif %}", "{{ tools }}"])
@@ -139,9 +162,25 @@ def test_other_templates_get_a_list_in_json(template: str) -> None:
     text = json.dumps([{"name": "weather", "arguments": _CITY}, {"name": "time", "arguments": {}}])
     text = "\n</think>\n\n" + text if "<think>" in template else text
     assert _follows(reader, syntax, reader.required_tokenizer().encode(text), _WEATHER, _TIME)
-    assert [found for found, _ in syntax.read(text, ["weather", "time"])] == ["weather", "time"]
+    assert [found for found, _ in syntax.read(text, _BOTH)] == list(_BOTH)
 
 
 def test_templates_without_tools() -> None:
     with pytest.raises(InputError, match="takes no tools"):
         call_syntax(_reader("{{ messages }}"), {})
+
+
+def test_values_between_tags() -> None:
+    """Strings are as they are, others JSON; names of Python are read, and calls whose end is missing are not."""
+    syntax = call_syntax(_reader(TEMPLATES["parameters"]), {})
+    schema = {"properties": {"code": {"type": "string"}, "flag": {"type": "boolean"}}}
+
+    def read(**values: str) -> Any:
+        given = "".join(f"<parameter={name}>\n{value}\n</parameter>\n" for name, value in values.items())
+        text = f"<tool_call>\n<function=f>\n{given}</function>\n</tool_call>"
+        assert not any(syntax.read(text[:length], {"f": schema}) for length in range(len(text.rstrip()) - 1))
+        return [json.loads(arguments) for _, arguments in syntax.read(text, {"f": schema})]
+
+    assert read(code="007", flag="True", other="[1, 2]") == [{"code": "007", "flag": True, "other": [1, 2]}]
+    assert read(code="a\n\n  <b>\n", other="NaN, none") == [{"code": "a\n\n  <b>\n", "other": "NaN, none"}]
+    assert read() == [{}]

@@ -90,7 +90,7 @@ _CALLING: dict[str, Any] = {
 )
 @pytest.mark.parametrize("step", [1, 3, 1000])
 def test_calls_in_pieces_of_a_text(text: str, said: str, count: int, step: int) -> None:
-    called = CalledTools(["weather"], several=True)
+    called = CalledTools({"weather": {}}, several=True)
     found = "".join(called.say(text[start : start + step]) for start in range(0, len(text), step))
     rest, calls = called.ended()
     assert found + rest == said
@@ -107,7 +107,7 @@ def test_calls_in_the_syntax_of_a_template(step: int) -> None:
     syntax = CallSyntax((9,), ("=>",), (";", 9), (";",))
     for said, calls in (("Let me see: weather. ", 2), ("", 1), ("the weather=", 0), ("weather=>{broken", 0)):
         text = said + ";".join(['weather=>{"city": "Ulm"}'] * calls)
-        called = CalledTools(["weather", "time"], several=True, syntax=syntax)
+        called = CalledTools({"weather": {}, "time": {}}, several=True, syntax=syntax)
         found = "".join(called.say(text[start : start + step]) for start in range(0, len(text), step))
         rest, made = called.ended()
         assert found + rest == said
@@ -115,7 +115,7 @@ def test_calls_in_the_syntax_of_a_template(step: int) -> None:
 
 
 def test_one_call_where_several_are_not_wanted() -> None:
-    called = CalledTools(["weather"], several=False)
+    called = CalledTools({"weather": {}}, several=False)
     called.say(_TAGGED * 2)
     assert len(called.ended()[1]) == 1
 
@@ -134,7 +134,7 @@ def test_a_request_with_calls_and_their_results() -> None:
             "names": {"short": True},
         },
     )
-    assert request.tools == ("weather",)
+    assert request.tools == {"weather": {"type": "object"}}
     assert chat_request({"model": "tiny", **body, "tool_choice": "none"}, DEFAULT_LIMITS).tools is None
 
 
