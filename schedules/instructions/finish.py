@@ -120,6 +120,70 @@ def inline_narrow_lets(root: Node) -> Node:
     return structural_map(root, (tirx.Let, replace))
 
 
+def widen_narrow_lets(root: Node) -> Node:
+    """Bind narrow floats as float32, and compute values of variables in float32, as TVM does elsewhere: its pass
+    BF16ComputeLegalize leaves them out."""
+
+    def retyped(let: Expr) -> Expr:
+        if not _is_narrow(let.var):
+            return let
+        variable = tirx.Var(str(let.var.name), "float32")
+        body = substitute(let.body, {let.var: tirx.Cast(str(let.var.ty), variable)})
+        return tirx.Let(variable, _as_float32(let.value), body)
+
+    def widened(let: Expr) -> Expr:
+        return tirx.Let(let.var, structural_map(let.value, _IN_FLOAT32), let.body)
+
+    return structural_map(structural_map(root, (tirx.Let, retyped)), (tirx.Let, widened))
+
+
+def _wide_arithmetic(node: Expr) -> Expr:
+    return tirx.Cast(str(node.ty), type(node)(_as_float32(node.a), _as_float32(node.b))) if _is_narrow(node) else node
+
+
+def _wide_comparison(node: Expr) -> Expr:
+    return type(node)(_as_float32(node.a), _as_float32(node.b)) if _is_narrow(node.a) else node
+
+
+def _wide_selection(node: Expr) -> Expr:
+    if not _is_narrow(node):
+        return node
+    sides = _as_float32(node.true_value), _as_float32(node.false_value)
+    return tirx.Cast(str(node.ty), tirx.Select(node.condition, *sides))
+
+
+def _wide_cast(node: Expr) -> Expr:
+    """A cast from a narrow float to float32."""
+    return _as_float32(node.value) if str(node.ty) == "float32" and _is_narrow(node.value) else node
+
+
+def _wide_call(node: Call) -> Expr:
+    """A function of narrow floats, except those of their bits."""
+    name = call_name(node)
+    if name in _OF_BITS or not any(map(_is_narrow, node.args)):
+        return node
+    arguments = [_as_float32(each) if _is_narrow(each) else each for each in node.args]
+    if not _is_narrow(node):
+        return tirx.call_intrin(str(node.ty), name, *arguments)
+    return tirx.Cast(str(node.ty), tirx.call_intrin("float32", name, *arguments))
+
+
+def _as_float32(value: Expr) -> Expr:
+    """A narrow float as float32, as TVM computes it: without rounding it in between."""
+    exact = isinstance(value, tirx.Cast) and str(value.value.ty) == "float32"
+    return value.value if exact else tirx.Cast("float32", value)
+
+
+_OF_BITS = ("tirx.reinterpret", "tirx.nextafter", "tirx.call_extern")
+_IN_FLOAT32 = [
+    ((tirx.Add, tirx.Sub, tirx.Mul, tirx.Div, tirx.Min, tirx.Max), _wide_arithmetic),
+    ((tirx.EQ, tirx.NE, tirx.LT, tirx.LE, tirx.GT, tirx.GE), _wide_comparison),
+    (tirx.Select, _wide_selection),
+    (tirx.Cast, _wide_cast),
+    (tvm.ir.Call, _wide_call),
+]
+
+
 def serialize_vectors(root: Stmt) -> Stmt:
     """Serialize vectorized loops that broadcast a narrow float to all lanes, or call a function with no vector form."""
 
@@ -179,7 +243,7 @@ def finish(function: PrimFunc, machine: Machine) -> PrimFunc:
     suffix = vector_math.IN_TILE if _holds_tile(function.body) else ""
     body = with_flat_indices(function.body, function.params)
     body = vector_nan_tests(vector_limits(vectorize_element_loops(body), used))
-    body = hide_backward_divisions(serialize_vectors(widen_narrow_calls(inline_narrow_lets(body))))
+    body = hide_backward_divisions(serialize_vectors(widen_narrow_calls(widen_narrow_lets(inline_narrow_lets(body)))))
     body = fresh_lets(chosen_conditions(own_differences(_vector_calls(_rounded_integers(body), used, suffix))))
     called, lengths = _called(body), vector_lengths(body)
     if used:

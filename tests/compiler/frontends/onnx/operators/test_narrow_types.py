@@ -124,3 +124,27 @@ def test_a_cast_to_bfloat16_rounds_where_a_cast_back_follows() -> None:
     with np.errstate(invalid="ignore"):
         wanted = x - x.astype(ml_dtypes.bfloat16).astype(np.float32)
     np.testing.assert_array_equal(found, wanted)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "s = Sigmoid(x) t = Mul(x, s) h = Cast<to: int = 16>(t) y = Add(m, h)",
+        "p = Softmax(x) h = Cast<to: int = 16>(p) d = Add(h, h) y = Min(d, d)",
+        "h = Cast<to: int = 16>(x) a = Abs(h) s = Add(a, h) w = Cast<to: int = 1>(a) z = Cast<to: int = 16>(w) "
+        "y = Mul(s, z)",
+        "h = Cast<to: int = 16>(x) l = Less(h, m) w = Where(l, h, m) d = Max(w, h) y = Mul(d, w)",
+    ],
+)
+def test_values_of_bfloat16_that_are_used_several_times(body: str) -> None:
+    inputs = "float[3,19] x, bfloat16[3,19] m"
+    text = f'<ir_version: 10, opset_import: ["" : 22]> g ({inputs}) => (bfloat16[3,19] y) {{ {body} }}'
+    model = onnx.parser.parse_model(text)
+    generator = np.random.default_rng(2)
+    values = [generator.standard_normal((3, 19)).astype(dtype) for dtype in (np.float32, ml_dtypes.bfloat16)]
+    given = dict(zip("xm", values, strict=True))
+    module = compiler.compile(model, threads=1)
+    found = module.run({spec.name: given[spec.name] for spec in module.inputs})["y"].astype(np.float32)
+    results: Any = ReferenceEvaluator(model).run(None, given)
+    # Values between operators of one kernel may not be rounded: two roundings of 8 bits.
+    np.testing.assert_allclose(found, results[0].astype(np.float32), rtol=2**-7, atol=2**-7)
