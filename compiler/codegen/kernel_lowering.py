@@ -59,7 +59,7 @@ def _pipeline() -> tuple[tvm.transform.Pass, tvm.transform.Pass, Callable[[], tv
     def lowered(mod: tvm.IRModule, _context: object) -> tvm.IRModule:
         fixed = with_fixed_vectors(with_plain_kernels(lower))
         # Schedules copy loops together with the variables bound in them; TVM's simplifier needs one value for each
-        # variable. So does its vectorizer; a value that is rounded to bfloat16 occurs twice.
+        # variable. Its vectorizer needs one occurrence, and BF16ComputeLegalize copies the values that it rounds.
         legal = tirx.transform.BF16ComputeLegalize()(mod)
         unique = _rewritten(tirx.transform.ConvertSSA()(legal), lambda body: bytes_for_booleans(kept_differences(body)))
         return _rewritten(fixed(unique), lambda body: _on_stack(_divisible(_unchecked(_without_scopes(body)))))

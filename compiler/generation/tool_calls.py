@@ -17,6 +17,8 @@ from compiler.generation.grammar import WHITESPACE, Grammar
 from compiler.generation.prompts import PromptReader
 
 Parts = tuple[str | int | None, ...]
+Tools = Mapping[str, Mapping[str, Any]]
+"""JSON schemas of the arguments of functions, by name."""
 _NAME, _ARGUMENTS, _IDS = "made_up_function", {"made_up_key": "made up value"}, ("madeupid1", "madeupid2")
 _TOOL = {"name": _NAME, "description": "made up", "parameters": {"type": "object", "properties": {}}}
 _JSON_STYLE = "json"
@@ -24,7 +26,7 @@ _JSON_STYLE = "json"
 _TAGGED = {
     "qwen_xml": re.compile(r"\s*<parameter=([^>]+)>\n?(.*?)\n?</parameter>", re.DOTALL),
     "minimax_xml": re.compile(r'\s*<parameter name="([^"]+)">(.*?)</parameter>', re.DOTALL),
-    "glm_xml": re.compile(r"\s*<arg_key>(.*?)</arg_key>\s*<arg_value>(.*?)</arg_value>", re.DOTALL),
+    "glm_xml": re.compile(r"\s*<arg_key>([^<]+)</arg_key>\s*<arg_value>(.*?)</arg_value>", re.DOTALL),
 }
 _PYTHON_WORDS = {"True": True, "False": False, "None": None}  # as some templates write them
 _THOUGHT_END = "</think>"
@@ -77,15 +79,15 @@ class CallSyntax:
         behind = first.rpartition(_THOUGHT_END)[2] if isinstance(first, str) else first
         return replace(self, before=(behind, *others))
 
-    def find(self, text: str, functions: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str]]:
+    def find(self, text: str, functions: Tools) -> list[tuple[str, str]]:
         """Return the first calls in a text, like `read`."""
         openings = self.openings(functions)
         starts = (match.start() for each in openings for match in re.finditer(re.escape(each), text))
         return next((calls for start in sorted(starts) if (calls := self.read(text, functions, start))), [])
 
-    def read(self, text: str, functions: Mapping[str, Mapping[str, Any]], at: int = 0) -> list[tuple[str, str]]:
+    def read(self, text: str, functions: Tools, at: int = 0) -> list[tuple[str, str]]:
         """Return names and arguments, as JSON, of the complete calls from a position in a text without special tokens
-        on. `functions`: schemas of their arguments by name."""
+        on."""
         named = {_quoted(each): each for each in functions}
         chosen = "|".join(sorted(map(re.escape, named), key=len, reverse=True))
         calls: list[tuple[str, str]] = []
@@ -111,10 +113,11 @@ class CallSyntax:
             except (ValueError, RecursionError):
                 return None
             return text[at:end], end
-        properties, found = schema.get("properties") or {}, {}
+        properties, found = schema.get("properties"), {}
+        known = properties if isinstance(properties, Mapping) else {}
         while match := _TAGGED[self.style].match(text, at):
             name = match[1].strip()
-            found[name] = _tagged_value(match[2], properties.get(name))
+            found[name] = _tagged_value(match[2], known.get(name))
             at = match.end()
         ends = [_pattern(each) for each in (self.end, self.middle) if each is not None]
         complete = any(re.compile(each).match(text, at) for each in ends)

@@ -103,4 +103,4 @@ def _folder(model: HubModel, local: bool) -> Path:
 
 
 def _has_weights(folder: Path) -> bool:
-    return any(any(folder.glob(pattern)) for pattern in _WEIGHTS)
+    return any(any(folder.rglob(pattern)) for pattern in _WEIGHTS)

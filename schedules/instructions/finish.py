@@ -121,8 +121,8 @@ def inline_narrow_lets(root: Node) -> Node:
 
 
 def widen_narrow_lets(root: Node) -> Node:
-    """Bind narrow floats as float32, and compute values of variables in float32, as TVM does elsewhere: its pass
-    BF16ComputeLegalize leaves them out."""
+    """Bind narrow floats as float32, and compute the values that Lets bind in float32: TVM's pass BF16ComputeLegalize
+    converts bfloat16 elsewhere, but does not visit them."""
 
     def retyped(let: Expr) -> Expr:
         if not _is_narrow(let.var):

@@ -197,7 +197,7 @@ class SizeSpellings:
 
     def equal(self, a: Expr, b: Expr) -> bool:
         """True if they are equal for all values of their variables."""
-        return (self._values(a) == self._values(b) and self._proved(a, b)) or structural_equal(a, b)
+        return structural_equal(a, b) or (self._values(a) == self._values(b) and self._proved(a, b))
 
     def _first_equal(self, size: Expr) -> Expr:
         values = self._values(size)

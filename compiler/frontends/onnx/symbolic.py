@@ -245,7 +245,7 @@ class Arithmetic:
         if not divisors:
             return False
         with self.analyzer.constraint_scope(condition):
-            return any(self.analyzer.can_prove(tirx.EQ(each, _constant(0, each))) for each in divisors)
+            return any(self.proved(tirx.EQ(each, _constant(0, each))) for each in divisors)
 
     def product(self, values: Iterable[Scalar]) -> Scalar:
         result: Scalar = 1
@@ -266,15 +266,27 @@ class Arithmetic:
         return self._of_not_negative(a) or self.proved(tirx.GE(a, _constant(0, a)))
 
     def _of_not_negative(self, a: tvm.ir.Expr) -> bool:
-        """True if an expression is computed from non-negative ones in a way that keeps them so."""
-        if isinstance(a, tirx.Select):
-            return self.not_negative(a.true_value) and self.not_negative(a.false_value)
-        if isinstance(a, tirx.Max):
-            return self.not_negative(a.a) or self.not_negative(a.b)
-        if isinstance(a, tirx.FloorDiv) and self.proved(tirx.GE(a.a, a.b - 1)):  # rounded up; the divisor is not 0
-            return self.not_negative(a.b)
-        kept = isinstance(a, (tirx.Add, tirx.Mul, tirx.Div, tirx.FloorDiv, tirx.Min))
-        return kept and self.not_negative(a.a) and self.not_negative(a.b)
+        """True if an expression is computed from non-negative ones in a way that keeps them so; of any depth."""
+        pending = [a]
+        while pending:
+            part = pending.pop()
+            if isinstance(part, tirx.Select):
+                pending += [part.true_value, part.false_value]
+            elif self._is_rounded_up(part):
+                pending.append(part.b)  # it is not 0
+            elif isinstance(part, (tirx.Add, tirx.Mul, tirx.Div, tirx.FloorDiv, tirx.Min)):
+                pending += [part.a, part.b]
+            elif isinstance(part, tirx.Max):
+                if not self.not_negative(part.a) and not self.not_negative(part.b):
+                    return False
+            elif part.same_as(a) or not self.proved(tirx.GE(part, _constant(0, part))):
+                return False
+        return True
+
+    def _is_rounded_up(self, a: tvm.ir.Expr) -> bool:
+        """True for a quotient like (x + w - 1) // w, whose numerator is negative where both x and w are 0."""
+        by_a_size = isinstance(a, tirx.FloorDiv) and not isinstance(a.b, tirx.IntImm)
+        return by_a_size and self.proved(tirx.GE(a.a, a.b - 1))
 
     def float_not_negative(self, a: Scalar) -> bool:
         """True if the form of a float scalar proves it non-negative; the analyzer only supports integers."""

@@ -12,11 +12,10 @@ from compiler.errors import InputError
 from compiler.generation.grammar import Grammar
 from compiler.generation.options import GenerationOptions
 from compiler.generation.prompts import Prompt
-from compiler.generation.tool_calls import CallSyntax
+from compiler.generation.tool_calls import CallSyntax, Tools
 from compiler.serving.app.http import flag, mapping, orjson
 from compiler.serving.app.openai_models import unknown_fields
 from compiler.serving.app.tool_calls import (
-    Tools,
     argument_schemas,
     json_size,
     message_calls,

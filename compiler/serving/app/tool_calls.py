@@ -9,13 +9,11 @@ from typing import Any
 
 from compiler.errors import InputError
 from compiler.generation.output import StopTexts
-from compiler.generation.tool_calls import CallSyntax
+from compiler.generation.tool_calls import CallSyntax, Tools
 from compiler.serving.app.http import mapping, orjson
 from compiler.serving.limits import Limits
 from compiler.support.shown import shown
 
-Tools = Mapping[str, Mapping[str, Any]]
-"""JSON schemas of the arguments of functions, by name."""
 _BEGIN, _END = "<tool_call>", "</tool_call>"
 
 

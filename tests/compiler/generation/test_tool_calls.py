@@ -173,7 +173,7 @@ def test_templates_without_tools() -> None:
 def test_values_between_tags() -> None:
     """Strings are as they are, others JSON; names of Python are read, and calls whose end is missing are not."""
     syntax = call_syntax(_reader(TEMPLATES["parameters"]), {})
-    schema = {"properties": {"code": {"type": "string"}, "flag": {"type": "boolean"}}}
+    schema: dict[str, Any] = {"properties": {"code": {"type": "string"}, "flag": {"type": "boolean"}}}
 
     def read(**values: str) -> Any:
         given = "".join(f"<parameter={name}>\n{value}\n</parameter>\n" for name, value in values.items())
@@ -184,3 +184,5 @@ def test_values_between_tags() -> None:
     assert read(code="007", flag="True", other="[1, 2]") == [{"code": "007", "flag": True, "other": [1, 2]}]
     assert read(code="a\n\n  <b>\n", other="NaN, none") == [{"code": "a\n\n  <b>\n", "other": "NaN, none"}]
     assert read() == [{}]
+    schema = {"properties": ["of a request"]}
+    assert read(code="7") == [{"code": 7}]

@@ -154,6 +154,16 @@ def test_sizes_rounded_to_multiples_of_a_size_stay_short() -> None:
     assert not arithmetic.not_negative(arithmetic.subtract(lower, size))
 
 
+def test_the_sign_of_a_formula_of_any_depth() -> None:
+    arithmetic = Arithmetic()
+    size = arithmetic.dimension("size")
+    total = size
+    for number in range(3000):
+        total = tirx.Add(tirx.FloorDiv(total, expression(number + 2)), size)
+    assert arithmetic.not_negative(total)
+    assert not arithmetic.not_negative(tirx.Add(total, expression(-1)))
+
+
 def test_windows_of_a_size_that_is_computed() -> None:
     """Windows of half of the lesser side, to which both sides are padded."""
     text = """(float[n,h,w,2] x) => (float[n,rows,window,columns,window,2] y)
