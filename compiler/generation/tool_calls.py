@@ -29,6 +29,21 @@ _TAGGED = {
     "glm_xml": re.compile(r"\s*<arg_key>([^<]+)</arg_key>\s*<arg_value>(.*?)</arg_value>", re.DOTALL),
 }
 _PYTHON_WORDS = {"True": True, "False": False, "None": None}  # as some templates write them
+# Arguments as Python writes them (LFM2, OLMo 3): name="value", count=3
+_PYTHON_STYLE = "python"
+_MADE_UP_KEYWORD = re.compile(r"""made_up_key=(["'])made up value\1""")
+_PYTHON_TOKEN = re.compile(
+    r"""(?P<string>"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')|(?P<word>[\w.+-]+)(?P<equals>\s*=)?|(?P<last>,\s*(?=[])}]))"""
+    r"""|(?P<open>[(\[{])|(?P<close>[])}])|(?P<quote>["'])|.""",
+    re.DOTALL,
+)
+_STRING_PART = re.compile(r"""\\x([0-9a-fA-F]{2})|\\(.)|\"""", re.DOTALL)
+_AS_JSON = {"True": "true", "False": "false", "None": "null", "(": "[", ")": "]"}
+_CLOSING = {"(": ")", "[": "]", "{": "}"}
+_MAX_DEPTH = 100  # of brackets in arguments
+_MAX_OPENINGS = 64
+"""Places of a text at which a call may begin that are tried: each may read the text to its end."""
+_HALVES = re.compile("[\ud800-\udfff]")
 _THOUGHT_END = "</think>"
 _THOUGHT = re.compile(r"<think>\s*(</think>\s*)?$")
 
@@ -36,7 +51,7 @@ _THOUGHT = re.compile(r"<think>\s*(</think>\s*)?$")
 @dataclass(frozen=True)
 class CallSyntax:
     """The text of a message that calls tools: `before`, calls separated by `middle`, and `end`. A call is a name,
-    `between`, and arguments as JSON or between tags (`style`).
+    `between`, and arguments as JSON, between tags or as in Python (`style`).
 
     Parts consist of texts, special tokens, and None for an identifier. `middle`: None if a message has one call at
     most.
@@ -60,7 +75,9 @@ class CallSyntax:
         schema = function.get("parameters") or {"type": "object", "additionalProperties": False}
         name = _quoted(function["name"])
         if self.style == _JSON_STYLE:
-            arguments = {"type": "json_schema", "json_schema": schema, "max_whitespace_cnt": WHITESPACE}
+            arguments = _json_format(schema)
+        elif self.style == _PYTHON_STYLE:
+            return _sequence([*_formats((name, *self.between)), *_keyword_formats(schema)])
         elif schema.get("properties"):
             arguments = {"type": "json_schema", "json_schema": schema, "style": self.style}
         else:  # no tags, and one line less
@@ -68,10 +85,13 @@ class CallSyntax:
         return _sequence([*_formats((name, *self.between)), arguments])
 
     def openings(self, names: Collection[str]) -> list[str]:
-        """Return the visible texts of which one begins a call: the first word of `before`, or a name if it has none."""
+        """Return the visible texts of which one begins a call: the first word of `before`, or a name if it has none
+        but a bracket."""
         words = _visible(self.before).split()
+        bracket = "[" if words[:1] == ["["] else ""
         opened = "{" if self.style == _JSON_STYLE else ""
-        return words[:1] or [f"{_quoted(each)}{_visible(self.between).strip()}{opened}" for each in names]
+        named = [f"{bracket}{_quoted(each)}{_visible(self.between).strip()}{opened}" for each in names]
+        return words[:1] if words and not bracket else named
 
     def anywhere(self) -> CallSyntax:
         """Return the syntax of calls behind other text, without the tag that closes the reasoning."""
@@ -82,8 +102,9 @@ class CallSyntax:
     def find(self, text: str, functions: Tools) -> list[tuple[str, str]]:
         """Return the first calls in a text, like `read`."""
         openings = self.openings(functions)
-        starts = (match.start() for each in openings for match in re.finditer(re.escape(each), text))
-        return next((calls for start in sorted(starts) if (calls := self.read(text, functions, start))), [])
+        starts = sorted(match.start() for each in openings for match in re.finditer(re.escape(each), text))
+        read = (self.read(text, functions, start) for start in starts[:_MAX_OPENINGS])
+        return next(filter(None, read), [])
 
     def read(self, text: str, functions: Tools, at: int = 0) -> list[tuple[str, str]]:
         """Return names and arguments, as JSON, of the complete calls from a position in a text without special tokens
@@ -113,6 +134,8 @@ class CallSyntax:
             except (ValueError, RecursionError):
                 return None
             return text[at:end], end
+        if self.style == _PYTHON_STYLE:
+            return _python_arguments(text, at)
         properties, found = schema.get("properties"), {}
         known = properties if isinstance(properties, Mapping) else {}
         while match := _TAGGED[self.style].match(text, at):
@@ -121,7 +144,75 @@ class CallSyntax:
             at = match.end()
         ends = [_pattern(each) for each in (self.end, self.middle) if each is not None]
         complete = any(re.compile(each).match(text, at) for each in ends)
-        return (json.dumps(found, ensure_ascii=False), at) if complete else None
+        return (as_json(found), at) if complete else None
+
+
+def as_json(value: Any) -> str:
+    """Return a value as JSON, with escapes only if a string has halves of surrogate pairs, which are not UTF-8."""
+    text = json.dumps(value, ensure_ascii=False)
+    return text if text.isascii() or not _HALVES.search(text) else json.dumps(value)
+
+
+def _python_arguments(text: str, at: int) -> tuple[str, int] | None:
+    """Return keyword arguments from a position on, as JSON, and the position of the bracket behind them; None if they
+    are no literals."""
+    pieces, closing = list[str](), list[str]()
+    for match in _PYTHON_TOKEN.finditer(text, at):
+        token, kind = match[0], match.lastgroup
+        if token == ")" and not closing:
+            break
+        if kind == "quote" or (kind == "close" and (not closing or token != closing.pop())):
+            return None
+        if kind == "open":
+            closing.append(_CLOSING[token])
+            if len(closing) > _MAX_DEPTH:
+                return None
+        if kind == "string":
+            pieces.append(f'"{_STRING_PART.sub(_json_part, token[1:-1])}"')
+        elif kind == "equals" and not closing:
+            pieces.append(f"{json.dumps(match['word'])}:")
+        elif kind != "last":
+            pieces.append(_AS_JSON.get(token, token))
+    else:
+        return None
+    try:
+        found = json.loads(f"{{{''.join(pieces)}}}", strict=False)
+    except (ValueError, RecursionError):
+        return None
+    return as_json(found), match.start()
+
+
+def _json_part(match: re.Match[str]) -> str:
+    """Return a quote or an escape sequence of a string of Python as in JSON."""
+    code, escaped = match.groups()
+    if code:
+        return f"\\u00{code}"
+    if escaped is None:
+        return '\\"'
+    return escaped if escaped == "'" else f"\\{escaped}" if escaped in '"\\/bfnrtu' else f"\\\\{escaped}"
+
+
+def _json_format(schema: Any) -> dict[str, Any]:
+    return {"type": "json_schema", "json_schema": schema, "max_whitespace_cnt": WHITESPACE}
+
+
+def _keyword_formats(schema: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the formats of keyword arguments: first those that are required."""
+    given, required = schema.get("properties"), schema.get("required") or ()
+    properties = given if isinstance(given, Mapping) else {}
+    items = {name: _sequence([_text(f"{name}="), _keyword_value(each)]) for name, each in properties.items()}
+    needed = [items[name] for name in items if name in required]
+    others = [_optional(_sequence([_text(", "), items[name]])) for name in items if name not in required]
+    if needed:
+        return [needed[0], *(_sequence([_text(", "), each]) for each in needed[1:]), *others]
+    first = [_sequence([each, *others[at + 1 :]]) for at, each in enumerate(items.values())]
+    return [_optional({"type": "or", "elements": first})] if first else []
+
+
+def _keyword_value(schema: Any) -> dict[str, Any]:
+    kind = schema.get("type") if isinstance(schema, Mapping) else None
+    words = {"boolean": ("True", "False"), "null": ("None",)}.get(kind) if isinstance(kind, str) else None
+    return {"type": "or", "elements": list(map(_text, words))} if words else _json_format(schema)
 
 
 def _tagged_value(text: str, schema: Any) -> Any:
@@ -136,6 +227,8 @@ def _tagged_value(text: str, schema: Any) -> Any:
 
 
 _JSON = CallSyntax(('[{"name": "',), ('", "arguments": ',), ('}, {"name": "',), ("}]",))
+PYTHON_LIST = CallSyntax(("[",), ("(",), ("), ",), (")]",), _PYTHON_STYLE)
+"""Calls as LFM2 and Llama 4 write them, whatever their templates do: [weather(city="Ulm"), time()]."""
 
 
 def call_syntax(reader: PromptReader, names: Mapping[str, Any]) -> CallSyntax:
@@ -234,6 +327,9 @@ def _made_up_arguments(text: str, at: int) -> tuple[int, int, str] | None:
         arguments, end = None, 0
     if arguments == _ARGUMENTS:
         return begin, end, _JSON_STYLE
+    match = _MADE_UP_KEYWORD.search(text, at)
+    if match is not None:
+        return *match.span(), _PYTHON_STYLE
     for style, pattern in _TAGGED.items():
         match = pattern.search(text, at)
         if match is not None and {match[1].strip(): match[2]} == _ARGUMENTS:
@@ -243,7 +339,7 @@ def _made_up_arguments(text: str, at: int) -> tuple[int, int, str] | None:
 
 def _formats(parts: Parts) -> list[dict[str, Any]]:
     return [
-        {"type": "const_string", "value": part} if isinstance(part, str)
+        _text(part) if isinstance(part, str)
         else {"type": "token", "token": part} if part is not None
         else {"type": "regex", "pattern": "[a-zA-Z0-9]{9}"}
         for part in parts
@@ -254,6 +350,14 @@ def _formats(parts: Parts) -> list[dict[str, Any]]:
 def _stripped(parts: Parts) -> Parts:
     """Return parts without white space at their end."""
     return (*parts[:-1], parts[-1].rstrip()) if parts and isinstance(parts[-1], str) else parts
+
+
+def _text(text: str) -> dict[str, Any]:
+    return {"type": "const_string", "value": text}
+
+
+def _optional(content: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "optional", "content": content}
 
 
 def _sequence(elements: list[dict[str, Any]]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from compiler.errors import InputError
 from compiler.generation.output import StopTexts
-from compiler.generation.tool_calls import CallSyntax, Tools
+from compiler.generation.tool_calls import PYTHON_LIST, CallSyntax, Tools, as_json
 from compiler.serving.app.http import mapping, orjson
 from compiler.serving.limits import Limits
 from compiler.support.shown import shown
@@ -87,7 +87,8 @@ def message_calls(given: object) -> list[dict[str, Any]]:
 
 class CalledTools:
     """Parser of calls in a generated text: JSON between tags (Qwen, Hermes, Granite, SmolLM), a text that is all JSON
-    (Llama 3, Mistral), or calls in the syntax of the chat template. Anything else is text.
+    (Llama 3, Mistral), calls in the syntax of the chat template, or a list of calls in Python (LFM2, Llama 4). Anything
+    else is text.
 
     Text that may be part of a call is held back until it turns out not to be, or the text ends.
     """
@@ -95,11 +96,11 @@ class CalledTools:
     def __init__(self, tools: Tools, *, several: bool, syntax: CallSyntax | None = None) -> None:
         """`several`: accept more than the first call."""
         self._tools, self._several = tools, several
-        self._syntax = None if syntax is None else syntax.anywhere()
+        self._syntaxes = [*([] if syntax is None else [syntax.anywhere()]), PYTHON_LIST]
         self._pieces, self._said = list[str](), 0
         self._is_json: bool | None = None  # None: only white space so far
-        own = () if self._syntax is None else self._syntax.openings(sorted(self._tools))
-        self._tag = StopTexts([_BEGIN, *own])
+        names = sorted(self._tools)
+        self._tag = StopTexts([_BEGIN, *(text for each in self._syntaxes for text in each.openings(names))])
 
     def say(self, text: str) -> str:
         """Append text; return the part that does not belong to a call."""
@@ -116,8 +117,9 @@ class CalledTools:
         """Return the held-back text that is not a call, and the calls."""
         text = "".join(self._pieces)
         calls = self._calls(text)
-        if not calls and self._syntax is not None:
-            calls = [_as_call(*each) for each in self._syntax.find(text, self._tools)]
+        if not calls:
+            found = (each.find(text, self._tools) for each in self._syntaxes)
+            calls = [_as_call(*call) for call in next(filter(None, found), [])]
         rest = "" if calls else text[self._said :]
         return rest, calls if self._several else calls[:1]
 
@@ -136,9 +138,7 @@ class CalledTools:
     def _call(self, value: object) -> dict[str, Any] | None:
         if not isinstance(value, dict) or not isinstance(value.get("name"), str) or value["name"] not in self._tools:
             return None
-        return _as_call(
-            value["name"], json.dumps(value.get("arguments", value.get("parameters", {})), ensure_ascii=False)
-        )
+        return _as_call(value["name"], as_json(value.get("arguments", value.get("parameters", {}))))
 
 
 class RequiredCalls:

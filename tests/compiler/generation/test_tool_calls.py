@@ -12,7 +12,7 @@ from compiler.errors import InputError
 from compiler.generation.grammar import Grammars
 from compiler.generation.prompts import PromptReader
 from compiler.generation.tokenizer import Tokenizer
-from compiler.generation.tool_calls import CallSyntax, call_syntax
+from compiler.generation.tool_calls import PYTHON_LIST, CallSyntax, call_syntax
 from tests.compiler.generation.models import byte_tokenizer
 
 pytest.importorskip("xgrammar")
@@ -43,7 +43,16 @@ _KEYS = (
     "\n<tool_call>{{ c.function.name }}\n" + _PARAMETERS + "<arg_key>{{ k }}</arg_key>\n<arg_value>" + _VALUE
     + "</arg_value>\n{% endfor %}</tool_call>"
 )  # fmt: skip
+_KEYWORDS = (
+    "{% if m.tool_calls %}OPEN" + _EACH + "{{ c.function.name }}({% for k, v in c.function.arguments | items %}"
+    "{{ k }}={{ v | tojson }}{{ ', ' if not loop.last }}{% endfor %}){{ SEPARATOR if not loop.last }}" + _NEXT
+    + "CLOSE{% endif %}"
+)  # fmt: skip
+_CALLS = _KEYWORDS.replace("OPEN", "[CALLS][").replace("SEPARATOR", "', '").replace("CLOSE", "]")
+_LINES = _KEYWORDS.replace("OPEN", "<calls>\n").replace("SEPARATOR", "'\n'").replace("CLOSE", "{{ '\\n' }}</calls>")
 TEMPLATES = {
+    "a list in Python": _TURNS + _CALLS + _AFTER + "{% endif %}",
+    "lines in Python": _TURNS + _LINES + _AFTER + "{% endif %}",
     "parameters": _TURNS + _EACH + _FUNCTION + _NEXT + _AFTER + "{% endif %}",
     "invocations": _TURNS
     + "{% if m.tool_calls %}<calls>\n"
@@ -186,3 +195,47 @@ def test_values_between_tags() -> None:
     assert read() == [{}]
     schema = {"properties": ["of a request"]}
     assert read(code="7") == [{"code": 7}]
+
+
+def test_arguments_in_python() -> None:
+    """Literals of Python become JSON; anything else is no call."""
+
+    def read(text: str) -> Any:
+        found = PYTHON_LIST.read(f"[f({text})]", {"f": {}})
+        assert not any(PYTHON_LIST.read(f"[f({text[:length]}", {"f": {}}) for length in range(len(text)))
+        return json.loads(found[0][1]) if found else None
+
+    assert read("") == {}
+    assert read("a=1, b = -2.5e3,c=True, d=None, e=[1, (2,), {'x': False}],") == {
+        "a": 1, "b": -2500.0, "c": True, "d": None, "e": [1, [2], {"x": False}],
+    }  # fmt: skip
+    assert read("a=true, b=null, city-name='Ulm'") == {"a": True, "b": None, "city-name": "Ulm"}
+    written = r"""a="x)], b=\"1\"", b='it\'s "here"\n', c='\d \x41 \u00e9 \ud83d\ude00 \\'"""
+    assert read(written) == {"a": 'x)], b="1"', "b": 'it\'s "here"\n', "c": "\\d A é 😀 \\"}
+    assert read("a='two\nlines = ('") == {"a": "two\nlines = ("}
+    for wrong in ("1", "a=b", "a=g(1)", "a='x' 'y'", "a=1 b=2", "**a", "a={1}", "a=1_0", "=1", "a=[1", "a=1]"):
+        assert read(wrong) is None, wrong
+    assert not PYTHON_LIST.find("[f(" * 100_000, {"f": {}})
+    assert not PYTHON_LIST.read("[f(a=" + "[" * 100_000 + "]" * 100_000 + ")]", {"f": {}})
+
+
+def test_halves_of_surrogate_pairs_stay_escapes() -> None:
+    [(_, arguments)] = PYTHON_LIST.read(r"[f(a='\ud800', b='é')]", {"f": {}})
+    assert json.loads(arguments.encode()) == {"a": "\ud800", "b": "é"}
+
+
+def test_keywords_that_may_be_left_out() -> None:
+    reader = _reader(TEMPLATES["lines in Python"])
+    syntax = call_syntax(reader, {})
+    kinds = {"city": {"type": "string"}, "days": {"type": "integer"}, "metric": {"type": "boolean"}, "at": {}}
+
+    def follows(text: str, *required: str) -> bool:
+        function = {"name": "f", "parameters": {"type": "object", "properties": kinds, "required": list(required)}}
+        return _follows(reader, syntax, reader.required_tokenizer().encode(f"<calls>\nf({text})\n</calls>"), function)
+
+    for text in ("", 'city="Ulm"', "days=3, metric=True", 'city="Ulm", metric=False', "at=null"):
+        assert follows(text)
+        assert follows(text, "city") == ("city" in text)
+    assert follows('days=3, city="Ulm"', "days")
+    for text in ("days=true", "metric=true", 'days=3, city="Ulm"', "days=3,", "other=1"):
+        assert not follows(text), text

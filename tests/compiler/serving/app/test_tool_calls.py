@@ -86,6 +86,9 @@ _CALLING: dict[str, Any] = {
         ('{"an": "object"} and more', '{"an": "object"} and more', 0),
         ("ends in <tool_", "ends in <tool_", 0),
         ("", "", 0),
+        ('[weather(city="Ulm"), weather(city="Ulm")]I am looking.', "", 2),
+        ('I look: [weather(city="Ulm")]', "I look: ", 1),
+        ("[weather] is [weather(now)]", "[weather] is [weather(now)]", 0),
     ],
 )
 @pytest.mark.parametrize("step", [1, 3, 1000])
@@ -112,6 +115,13 @@ def test_calls_in_the_syntax_of_a_template(step: int) -> None:
         rest, made = called.ended()
         assert found + rest == said
         assert [json.loads(each["function"]["arguments"]) for each in made] == [{"city": "Ulm"}] * calls
+
+
+def test_half_a_surrogate_pair_can_be_sent() -> None:
+    called = CalledTools({"weather": {}}, several=True)
+    called.say(r'{"name": "weather", "arguments": {"city": "\ud800"}}')
+    [call] = called.ended()[1]
+    assert json.loads(call["function"]["arguments"].encode()) == {"city": "\ud800"}
 
 
 def test_one_call_where_several_are_not_wanted() -> None:
