@@ -6,13 +6,14 @@ size that ran (a batch of 7 rows does not reuse those of 8), until it is cleared
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import itertools
 import os
 import struct
 import tempfile
 import threading
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -111,19 +112,49 @@ def _load_from_memory(load: PackedFunc, library: bytes | memoryview) -> RuntimeM
     descriptor = os.memfd_create("tensorwright-module", os.MFD_CLOEXEC)
     try:
         _write_all(descriptor, library)
-        return _dlopen(load, _unique_path(descriptor))
+        with _passing_descriptors() as folder:
+            return _dlopen(load, _unique_path(folder, descriptor))
     finally:
         os.close(descriptor)
 
 
-def _unique_path(descriptor: int) -> str:
+@contextlib.contextmanager
+def _passing_descriptors() -> Iterator[str]:
+    """A folder of this process's descriptors in /proc, that of a thread which ends with the block.
+
+    When an exception is thrown, TVM opens each loaded library again, by its path, for the names of its functions. By
+    then, the descriptor's number may be that of a file that is being written; reading an empty one as a library ends
+    the process (SIGBUS).
+    """
+    ready, done, links = threading.Event(), threading.Event(), list[str]()
+
+    def wait() -> None:
+        try:
+            links.append(os.readlink("/proc/thread-self"))
+        finally:
+            ready.set()
+        done.wait()
+
+    thread = threading.Thread(target=wait, daemon=True)
+    thread.start()
+    try:
+        ready.wait()
+        if not links:
+            raise PermissionError("/proc/thread-self cannot be read")
+        yield f"/proc/{links[0]}/fd"
+    finally:
+        done.set()
+        thread.join()
+
+
+def _unique_path(folder: str, descriptor: int) -> str:
     """A path to the descriptor that no other load uses.
 
-    The system's loader identifies libraries by path, even if the descriptor's number was reused for another file, so
-    a counter is encoded in binary as "/./" and "//", which the kernel ignores.
+    The system's loader identifies libraries by path, even if the thread's and the descriptor's numbers were reused for
+    others, so a counter is encoded in binary as "/./" and "//", which the kernel ignores.
     """
     counter = "".join("/." if bit == "1" else "/" for bit in f"{next(_loads):b}")
-    return f"/proc/self/fd{counter}/{descriptor}"
+    return f"{folder}{counter}/{descriptor}"
 
 
 def _load_from_folder(load: PackedFunc, library: bytes | memoryview) -> RuntimeModule:

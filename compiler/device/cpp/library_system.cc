@@ -6,6 +6,8 @@
 
 #include <atomic>
 #include <cerrno>
+#include <future>
+#include <thread>
 
 #include "library.h"
 
@@ -39,15 +41,42 @@ class CodeFile {
   bool is_named_;
 };
 
-// A path to the descriptor that no other load uses: the dynamic loader identifies a library by its path, even if the
-// descriptor's number was reused for another file. "/./" and "//" encode a counter in binary, and are ignored by the
-// kernel. The prefix differs from the Python package's, so both can be in one process.
-std::string UniquePath(int descriptor) {
-  static std::atomic<unsigned> loads{1};
-  std::string path = "/" + std::to_string(descriptor);
-  for (unsigned count = loads++; count; count >>= 1) path = (count & 1 ? "/." : "/") + path;
-  return "/proc/self/./fd" + path;
-}
+// A folder of this process's descriptors in /proc, that of a thread which ends with this object.
+//
+// When an exception is thrown, TVM opens each loaded library again, by its path, for the names of its functions. By then,
+// the descriptor's number may be that of a file that is being written; reading an empty one as a library ends the process
+// (SIGBUS).
+class PassingDescriptors {
+ public:
+  PassingDescriptors() : thread_([this] { Wait(); }) {}
+  PassingDescriptors(const PassingDescriptors&) = delete;
+  ~PassingDescriptors() {
+    done_.set_value();
+    thread_.join();
+  }
+
+  // A path to the descriptor that no other load uses: the dynamic loader identifies a library by its path, even if the
+  // thread's and the descriptor's numbers were reused for others. "/./" and "//" encode a counter in binary, and are
+  // ignored by the kernel. The prefix differs from the Python package's, so both can be in one process.
+  std::string UniquePath(int descriptor) {
+    static std::atomic<unsigned> loads{1};
+    std::string path = "/" + std::to_string(descriptor);
+    for (unsigned count = loads++; count; count >>= 1) path = (count & 1 ? "/." : "/") + path;
+    return "/proc/./" + link_.get_future().get() + "/fd" + path;
+  }
+
+ private:
+  void Wait() {
+    char link[64];
+    ssize_t length = readlink("/proc/thread-self", link, sizeof link);
+    link_.set_value(std::string(link, length > 0 ? static_cast<size_t>(length) : 0));
+    done_.get_future().wait();
+  }
+
+  std::promise<std::string> link_;
+  std::promise<void> done_;
+  std::thread thread_;  // begins last
+};
 
 // True if a loader's message means that the system forbids running code from anonymous memory.
 bool IsForbidden(const std::string& message) {
@@ -68,7 +97,8 @@ ffi::Module LoadFromFolder(Span library) {
 ffi::Module LoadLibrary(Span library) {
   int descriptor = memfd_create("tensorwright-module", MFD_CLOEXEC);
   if (descriptor < 0) return LoadFromFolder(library);
-  CodeFile file(descriptor, UniquePath(descriptor), false);
+  PassingDescriptors descriptors;
+  CodeFile file(descriptor, descriptors.UniquePath(descriptor), false);
   file.Write(library);
   try {
     return file.Load();

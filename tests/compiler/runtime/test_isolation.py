@@ -98,6 +98,25 @@ assert len(os.listdir("/proc/self/fd")) == before
     assert list(tmp_path.iterdir()) == []
 
 
+def test_exceptions_read_no_file_that_got_the_number_of_a_library(path: Path) -> None:
+    """TVM opens all loaded libraries by their paths when an exception is thrown; an empty file there ended the
+    process."""
+    code = (
+        RUN
+        + """
+import tempfile, tvm_ffi
+empty = [tempfile.TemporaryFile() for _ in range(20)]
+try:
+    tvm_ffi.get_global_func("ffi.Module.load_from_file.so")("/missing", "so")
+except RuntimeError:
+    module.verify()
+else:
+    raise AssertionError
+"""
+    )
+    _python(code, path)
+
+
 def test_many_libraries_are_kept_apart() -> None:
     """The dynamic loader must not mistake a reused descriptor for the library that it opened there before."""
     import numpy as np
