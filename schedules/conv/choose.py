@@ -7,7 +7,7 @@ weights for it and makes the kernel.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,7 +64,7 @@ def choose_float(case: FloatConvolution, machine: Machine, measured: Choice | No
     work, narrow = case.work, case.narrow
     if isinstance(narrow, TilesWorkload):
         return narrow
-    folded = None if work.is_open else _folded(case, machine)
+    folded = _folded(case, machine)
     if folded is not None:
         return folded
     winograd = _winograd(case, machine, measured)
@@ -77,15 +77,20 @@ def choose_float(case: FloatConvolution, machine: Machine, measured: Choice | No
 def _folded(case: FloatConvolution, machine: Machine) -> FoldedWorkload | None:
     """The convolution with neighboring outputs folded into filters, if that is much cheaper."""
     work, narrow = case.work, case.narrow
-    folded = folded_workload(work, machine, case.out_order)
+    folded = folded_workload(work, machine, case.out_order, case.images)
     if folded is None:
         return None
-    winograd = winograd_form(work, machine, WINOGRAD_ERROR_BOUND, narrow)
-    if winograd is not None:
-        rival = tile_cycles(work, machine) * relative_cycles(winograd, work, machine)
-    else:
-        rival = tile_cycles(work, machine) / (narrow.group if narrow is not None else 1)
-    return folded if tile_cycles(folded, machine) < _FOLDED_GAIN * rival else None
+    winograd = winograd_form(work, machine, WINOGRAD_ERROR_BOUND, narrow, case.images)
+    share = 1 / (narrow.group if narrow is not None and winograd is None else 1)
+
+    def rival(size: tuple[int, ...]) -> float:
+        direct = replace(work, spatial=size)
+        faster = share if winograd is None else relative_cycles(replace(winograd, spatial=size), direct, machine)
+        return tile_cycles(direct, machine) * faster
+
+    sizes = case.images or [work.spatial]
+    cycles = sum(tile_cycles(replace(folded, spatial=size), machine) for size in sizes)
+    return folded if cycles < _FOLDED_GAIN * sum(map(rival, sizes)) else None
 
 
 def _winograd(case: FloatConvolution, machine: Machine, measured: Choice | None) -> WinogradWorkload | None:

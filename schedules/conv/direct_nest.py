@@ -64,6 +64,7 @@ from schedules.conv.tiling import (
 from schedules.conv.workload import ConvWorkload, WindowWorkload
 from schedules.ir.expression import maximum, minimum
 from schedules.ir.numbers import ceil_div
+from schedules.ir.stages import shape_of
 from schedules.ir.tir import Buffer, Expr, Index, Stmt
 from schedules.machine import Machine, dtype_bits
 from schedules.stages.fused_kernel import FusedKernel
@@ -139,7 +140,7 @@ class DirectNest:
         self.zero = splat(0.0, work.dtype, self.lanes)
         self.scratch_dtype = work.source_dtype
         self.scratch_lanes = work.in_block if self.has_lanes(work) else 1
-        sizes = Sizes.of(work, self.data, fused.result)
+        sizes = self._sizes_of(fused)
         flat = flat_sizes(work, fused, sizes)
         self.sizes, self.is_flat = (sizes, False) if flat is None else (flat, True)
         self.bindings = list(self.sizes.bindings)
@@ -161,6 +162,9 @@ class DirectNest:
     def has_lanes(work: ConvWorkload) -> bool:
         """True if the innermost input dimension is channels."""
         return work.in_block > 1
+
+    def _sizes_of(self, fused: FusedKernel) -> Sizes:
+        return Sizes.of(self.work, self.data, shape_of(fused.result)[2:])
 
     def build(self, machine: Machine) -> Stmt:
         self.by_lane = multiplies_by_lane(self.work, machine)

@@ -15,15 +15,16 @@ from typing import ClassVar
 
 import numpy as np
 
-from schedules.codegen.nest import load, sequence, vectorized, when
+from schedules.codegen.nest import load, name_opaque, repeat, sequence, vectorized, when
 from schedules.config import Config
 from schedules.conv.compute import Windows
 from schedules.conv.direct import DirectRule, direct_estimate
 from schedules.conv.direct_nest import DirectNest
-from schedules.conv.tiling import Task, row_cost
+from schedules.conv.tiling import Sizes, Task, row_cost
 from schedules.conv.workload import ConvWorkload
 from schedules.estimate import Estimate
 from schedules.ir.numbers import ceil_div
+from schedules.ir.stages import shape_of
 from schedules.ir.tir import Buffer, Expr, Index, Stmt, Tensor, te, tirx
 from schedules.machine import Machine
 from schedules.stages.fused_kernel import FusedKernel
@@ -38,7 +39,7 @@ class FoldedWorkload(ConvWorkload):
     filters: filter f of neighbour p becomes filter f * fold + p. All other fields are those of the folded convolution.
 
     Output: plain, its axes in the order `axes` (the logical axis of the batch, the channels, and each spatial
-    dimension); the last spatial dimension has `width` elements, the channels are `outputs`.
+    dimension); the last spatial dimension has `width` elements (0 if dynamic), the channels are `outputs`.
     """
 
     fold: int = 1
@@ -54,33 +55,45 @@ class FoldedWorkload(ConvWorkload):
         return result
 
 
-def folded_workload(work: ConvWorkload, machine: Machine, axes: Sequence[int]) -> FoldedWorkload | None:
-    """The cheapest folding of an ungrouped convolution, or None."""
+def folded_workload(
+    work: ConvWorkload, machine: Machine, axes: Sequence[int], images: Sequence[tuple[int, ...]] = ()
+) -> FoldedWorkload | None:
+    """The cheapest folding of an ungrouped convolution, or None. `images` are spatial sizes to estimate with if the
+    convolution's are dynamic."""
     stride, dilation = work.strides[-1], work.dilations[-1]
-    if work.groups > 1 or work.filters >= 2 * work.block or stride % dilation:
+    if work.groups > 1 or work.filters >= 2 * work.block or stride % dilation or work.same:
         return None
-    width = work.out_spatial[-1]
+    cases = [dataclasses.replace(work, spatial=size) for size in images or [work.spatial]]
+    width = min(case.out_spatial[-1] for case in cases)
     folds = [
         fold
         for fold in range(2, min(work.block, width) + 1)
         if work.filters * fold <= work.block or work.block % fold == 0
     ]
-    candidates = [_folded(work, fold, tuple(axes)) for fold in folds]
-    return min(candidates, key=lambda each: tile_cycles(each, machine), default=None)
+
+    def cycles(fold: int) -> float:
+        return sum(tile_cycles(_folded(case, fold, tuple(axes)), machine) for case in cases)
+
+    best = min(folds, key=cycles, default=None)
+    return None if best is None else _folded(work, best, tuple(axes))
 
 
 def _folded(work: ConvWorkload, fold: int, axes: tuple[int, ...]) -> FoldedWorkload:
     stride, dilation = work.strides[-1], work.dilations[-1]
     width = work.out_spatial[-1]
     taps = work.kernel[-1] + (fold - 1) * stride // dilation
-    pad_before = work.pad[-1][0]
-    reach = (ceil_div(width, fold) - 1) * stride * fold + (taps - 1) * dilation + 1
+    pad_before, pad_after = work.pad[-1]
+    if width:
+        reach = (ceil_div(width, fold) - 1) * stride * fold + (taps - 1) * dilation + 1
+        pad_after = max(0, reach - pad_before - work.spatial[-1])
+    else:
+        pad_after = max(0, pad_after) + (fold - 1) * stride
     fields = {
         **vars(work),
         "filters": work.filters * fold,
         "kernel": (*work.kernel[:-1], taps),
         "strides": (*work.strides[:-1], stride * fold),
-        "pad": (*work.pad[:-1], (pad_before, max(0, reach - pad_before - work.spatial[-1]))),
+        "pad": (*work.pad[:-1], (pad_before, pad_after)),
     }
     return FoldedWorkload(**fields, fold=fold, outputs=work.filters, width=width, axes=axes)
 
@@ -108,8 +121,9 @@ def fold_filter(values: np.ndarray, work: FoldedWorkload) -> np.ndarray:
     return result
 
 
-def conv_folded(data: Tensor, weight: Tensor, work: FoldedWorkload) -> Tensor:
-    """The convolution as a tensor expression; `weight` comes from `fold_filter`, packed as for a direct convolution."""
+def conv_folded(data: Tensor, weight: Tensor, work: FoldedWorkload, sizes: Sequence[Index] = ()) -> Tensor:
+    """The convolution as a tensor expression; `weight` comes from `fold_filter`, packed as for a direct convolution.
+    `sizes` are the output's spatial sizes; needed if the workload leaves some dynamic."""
     zero = tirx.const(0, work.dtype)
     channel = te.reduce_axis((0, work.channels), name="ci")
     windows = Windows(work, data)
@@ -125,7 +139,9 @@ def conv_folded(data: Tensor, weight: Tensor, work: FoldedWorkload) -> Tensor:
         factor = weight[(folded // work.block, block, *windows.axes, lane, folded % work.block)]
         return te.sum(value * factor, axis=[channel, *windows.axes])
 
-    shape = work.indices(data.shape[0], work.outputs, [*work.out_spatial[:-1], work.width])
+    known = (*work.out_spatial[:-1], work.width)
+    out = [size or given for size, given in zip(known, sizes or known, strict=True)]
+    shape = work.indices(data.shape[0], work.outputs, out)
     return te.compute(shape, point, name="conv", attrs=work.annotation(FOLDED))
 
 
@@ -134,6 +150,7 @@ class ConvFolded(DirectRule[FoldedWorkload]):
     folds."""
 
     name: ClassVar[str] = FOLDED
+    keeps_loops: ClassVar[bool] = True
 
     def estimate(self, workload: FoldedWorkload, config: Config, machine: Machine) -> Estimate | None:
         return direct_estimate(workload, config, machine)
@@ -146,6 +163,14 @@ class FoldedNest(DirectNest):
     """The direct nest, each register of sums stored channel by channel."""
 
     work: FoldedWorkload
+
+    def _sizes_of(self, fused: FusedKernel) -> Sizes:
+        work, shape = self.work, shape_of(fused.result)
+        outer, names = [shape[axis] for axis in work.axes[2:]], list[Stmt]()
+        self._width = work.width or name_opaque("width", outer[-1], names)
+        self._whole = name_opaque("whole", self._width // work.fold, names)  # folds without the last, shorter one
+        folded = Sizes.of(work, self.data, [*outer[:-1], ceil_div(self._width, work.fold)])
+        return dataclasses.replace(folded, bindings=(*names, *folded.bindings))
 
     def _finish(
         self, sums: list[Buffer], task: Task, block: Expr | int, start: Sequence[Index], pixel: Index, part: int
@@ -163,10 +188,14 @@ class FoldedNest(DirectNest):
 
         def channel_of(channel: int) -> Stmt | None:
             vector = vectorized("lane", work.fold, lambda lane: element(channel, lane))
-            rest = work.width % work.fold
-            some = sequence(*(element(channel, lane) for lane in range(rest))) if rest else None
+            if not work.width:
+                some: Stmt | None = repeat("lane", self._width - left, lambda lane: element(channel, lane))
+            else:
+                rest = work.width % work.fold
+                some = sequence(*(element(channel, lane) for lane in range(rest))) if rest else None
             # Not as `left + fold <= width`: inside the tile's own bound TVM's simplifier would not terminate.
-            stored = when(coordinates[-1] + pixel < work.width // work.fold, vector, some) if rest else vector
+            whole = coordinates[-1] + pixel < self._whole
+            stored = vector if some is None else when(whole, vector, some)
             return when(first_channel + channel < work.outputs, stored) if work.outputs % channels else stored
 
         return sequence(*(channel_of(channel) for channel in range(channels)))

@@ -262,8 +262,8 @@ class Sizes:
     bindings: tuple[Stmt, ...] = ()
 
     @classmethod
-    def of(cls, work: WindowWorkload, data: Expr, result: Expr) -> Sizes:
-        """Take sizes from the workload if static, otherwise from the buffers of the input and the anchor's result."""
+    def of(cls, work: WindowWorkload, data: Expr, outer: Sequence[Index]) -> Sizes:
+        """Take sizes from the workload if static, otherwise from the buffer of the input and the output's `outer`."""
         bindings: list[Stmt] = []
 
         def named(name: str, known: int, size: Index) -> Index:
@@ -271,7 +271,7 @@ class Sizes:
                 return known or size
             return name_opaque(name, size, bindings)
 
-        inner, outer = shape_of(data)[2:], shape_of(result)[2:]
+        inner = shape_of(data)[2:]
         spatial = [named(f"size{i}", known, inner[i]) for i, known in enumerate(work.spatial)]
         out = [named(f"out{i}", work.out_spatial[i], outer[i]) for i in range(work.rank)]
         padding = padding_before(work, spatial, out)

@@ -41,7 +41,7 @@ from schedules.estimate import Estimate, tail
 from schedules.instructions.dot_products.operation import DOT_WORDS
 from schedules.ir.expression import low_halves, maximum, minimum, number
 from schedules.ir.numbers import ceil_div
-from schedules.ir.stages import Kernel
+from schedules.ir.stages import Kernel, shape_of
 from schedules.ir.tir import Expr, Index, PrimFunc, Stmt, tirx
 from schedules.machine import Machine, dtype_bits
 from schedules.rule import CpuRule, Priority
@@ -99,7 +99,7 @@ class WindowNest(ABC):
         self.pixels, self.splits = config.integer("pixels"), config.integer("splits")
         self.lanes = work.block
         self.all_lanes = lanes_of(0, self.lanes)
-        self.sizes = Sizes.of(work, self.data, fused.result)
+        self.sizes = Sizes.of(work, self.data, shape_of(fused.result)[2:])
         self.rows = self.sizes.out[-2] if work.rank > 1 else 1
         self.rows_each: Index = 1
         self.parts: Index = 1
@@ -461,7 +461,7 @@ class GlobalPooling(CpuRule[PoolWorkload]):
 def _global_nest(fused: FusedKernel, data: Expr, work: PoolWorkload, machine: Machine) -> Stmt:
     lanes = work.block
     every = lanes_of(0, lanes)
-    sizes = Sizes.of(work, data, fused.result)
+    sizes = Sizes.of(work, data, shape_of(fused.result)[2:])
     width = sizes.spatial[-1]
     chains = min(width, _CHAINS) if isinstance(width, int) else _CHAINS
     is_max = work.mode == "max"

@@ -51,6 +51,7 @@ from schedules.conv.workload import WinogradWorkload
 from schedules.errors import NotScheduledError
 from schedules.ir.expression import index, maximum, minimum, number
 from schedules.ir.numbers import ceil_div
+from schedules.ir.stages import shape_of
 from schedules.ir.tir import Buffer, Expr, Index, Stmt, tirx
 from schedules.machine import Machine
 from schedules.stages.fused_kernel import FusedKernel
@@ -262,7 +263,7 @@ class WinogradNest:
         self.all_lanes = lanes_of(0, self.lanes)
         self.spread_dtype = work.dtype  # dtype of the transformed input
         self.steps = self.lanes  # reduction steps of a block of channels
-        self.sizes = Sizes.of(work, self.data, fused.result)
+        self.sizes = Sizes.of(work, self.data, shape_of(fused.result)[2:])
         self.transform = Transform(self.lanes)
         self.by_lane = False
 

@@ -227,9 +227,10 @@ class BlockedConv:
     def _emit_folded(self, work: FoldedWorkload, values: np.ndarray) -> Value:
         packed = as_constant(pack_filter(fold_filter(values, work), work.in_block, work.block))
         result = self.builder.emit_kernel(
-            lambda data, weight: conv_folded(data, weight, work),
+            lambda data, weight, sizes: conv_folded(data, weight, work, sizes),
             self._stored(work, False),
             packed,
+            self.out_sizes,
             name=f"conv{work.rank}d",
             pattern=FUSABLE,
         )

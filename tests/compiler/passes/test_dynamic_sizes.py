@@ -91,6 +91,19 @@ def test_image_network() -> None:
     check(model(3, 2, nodes), SIZES, {"conv-direct", "conv-winograd", "pool", "global-pool"})
 
 
+def test_few_filters() -> None:
+    """Lanes that have no filter compute neighbors of a row; sizes and epilogue as in any other convolution."""
+    nodes = [
+        conv(16, 3, (3, 3), (1, 1, 1, 1)),
+        ("Relu", {}, []),
+        conv(3, 16, (9, 9), (4, 4, 4, 4)),
+        ("Tanh", {}, []),
+        conv(2, 3, (5, 3), (0, 2, 1, 0), strides=[2, 2]),
+    ]
+    sizes = [(1, 4, 4), (2, 19, 7), (1, 33, 64), (1, 61, 130)]
+    check(model(3, 2, nodes), sizes, {"conv-direct", "conv-folded"})
+
+
 @pytest.mark.parametrize("mode", ["SAME_UPPER", "SAME_LOWER"])
 def test_padding_that_follows_from_sizes(mode: str) -> None:
     """Windows include the padding, so that nothing is copied."""
@@ -116,7 +129,7 @@ def test_padding_that_follows_from_sizes(mode: str) -> None:
 
 def test_tasks_without_tiles() -> None:
     """Tiles of Winograd's method, cut for eight cores: of 209 tiles, 14 for each task, nothing is left for the last."""
-    proto = model(32, 2, [conv(3, 32, (3, 3), (1, 1, 1, 1))])
+    proto = model(32, 2, [conv(16, 32, (3, 3), (1, 1, 1, 1))])
     module = compiler.compile(proto, threads=8)
     assert "conv-winograd" in {kernel.rule for kernel in module.manifest.kernels}
     x = np.random.default_rng(0).standard_normal((1, 32, 44, 76), np.float32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,7 @@ def convolutions(draw: Any) -> dict[str, Any]:
         "planar": draw(st.booleans()),
         "last": draw(st.booleans()),
         "fold": draw(st.integers(2, 16)),
+        "dynamic": draw(st.booleans()),
     }
 
 
@@ -68,7 +70,10 @@ def test_a_long_row_whose_tasks_end_inside_of_a_fold() -> None:
     """TVM's simplifier did not come to an end with both bounds of such a row."""
     row = {"spatial": (1, 44098), "kernel": (1, 256), "strides": (1, 2), "dilations": (1, 1), "pad": ((0, 0), (0, 0))}
     machine = MACHINES["avx2"].model_copy(update={"l2_bytes": 256 << 10, "cores": 1})
-    check(machine, {"batch": 1, "channels": 1, "filters": 1, "planar": True, "last": False, "fold": 8, **row})
+    check(
+        machine,
+        {"batch": 1, "channels": 1, "filters": 1, "planar": True, "last": False, "fold": 8, "dynamic": False, **row},
+    )
 
 
 def check(machine: Machine, case: dict[str, Any]) -> None:
@@ -79,18 +84,30 @@ def check(machine: Machine, case: dict[str, Any]) -> None:
         fold = 2
     spatial_axes = tuple(range(2, 2 + rank))
     axes = (0, rank + 1, *range(1, rank + 1)) if case["last"] else (0, 1, *spatial_axes)
+    spatial = plain.spatial
+    sizes: list[Any] = list(plain.out_spatial)
+    extents: list[Any] = list(spatial)
+    if case["dynamic"]:
+        plain = replace(plain, spatial=(0,) * rank)
+        extents = [te.var(f"size{i}", "int64") for i in range(rank)]
+        sizes = [
+            (extent + sum(around) - (size - 1) * step - 1) // stride + 1
+            for extent, size, stride, step, around in zip(
+                extents, plain.kernel, plain.strides, plain.dilations, plain.pad, strict=True
+            )
+        ]
     work = _folded(plain, fold, axes)
     lane = (work.in_block,) if work.in_block > 1 else ()
-    shape = (work.batch, blocks(work.channels, work.in_block), *work.spatial, *lane)
+    shape = (work.batch, blocks(work.channels, work.in_block), *extents, *lane)
     data = te.placeholder(shape, name="data")
     weight = te.placeholder((work.out_blocks, work.in_blocks, *work.kernel, work.in_block, lanes), name="weight")
     rng = np.random.default_rng(0)
-    values = rng.standard_normal((work.batch, work.channels, *work.spatial), dtype=np.float32)
+    values = rng.standard_normal((work.batch, work.channels, *spatial), dtype=np.float32)
     filters = rng.standard_normal((work.outputs, work.channels, *work.kernel[:-1], plain.kernel[-1]), dtype=np.float32)
     packed = pack(values, work.in_block) if work.in_block > 1 else values
     arrays = [packed, pack_filter(fold_filter(filters, work), work.in_block, lanes)]
-    out_shape = work.indices(work.batch, work.outputs, plain.out_spatial)
-    output = relu(conv_folded(data, weight, work))
+    out_shape = work.indices(work.batch, work.outputs, replace(plain, spatial=spatial).out_spatial)
+    output = relu(conv_folded(data, weight, work, sizes))
     got = run_scheduled([data, weight, output], arrays, machine, "conv-folded", out_shape)
     expected = reference_conv(values, filters, plain.strides, plain.dilations, plain.pad, 1)
     # Each product rounds once and each addition once: the bound grows with the terms.
@@ -129,3 +146,16 @@ def test_nothing_is_gained_by_folding_1x1() -> None:
 def test_a_stride_that_taps_do_not_meet_is_not_folded() -> None:
     plain = _workload(AVX512, {**_WIDE, "dilations": (1, 2), "kernel": (3, 5)})
     assert folded_workload(plain, AVX512, (0, 1, 2, 3)) is None
+
+
+def test_sizes_that_are_known_when_it_runs() -> None:
+    """The choice is that of likely sizes; rows of every length end in folds that are whole or not."""
+    plain = replace(
+        _workload(AVX512, {**_WIDE, "filters": 3, "kernel": (9, 9), "pad": ((0, 0), (0, 0))}), spatial=(0, 0)
+    )
+    folded = folded_workload(plain, AVX512, (0, 1, 2, 3), [(160, 160), (224, 224)])
+    assert folded is not None
+    assert (folded.fold, folded.width, folded.is_open) == (5, 0, True)
+    case = {**_WIDE, "channels": 16, "filters": 3, "planar": False, "last": False, "dynamic": True, "fold": 5}
+    for width in range(9, 15):
+        check(AVX512, {**case, "spatial": (12, width), "kernel": (9, 9), "pad": ((0, 0), (0, 0))})
