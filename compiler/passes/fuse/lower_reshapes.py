@@ -11,15 +11,15 @@ from collections.abc import Iterable, Sequence
 
 import tvm
 from tvm import relax, tirx
-from tvm.ir import IRModule
+from tvm.ir import IRModule, Var
 from tvm.sym import Analyzer
 
 from compiler.passes.context import PipelineContext
 from compiler.passes.fuse.legalizations import RESHAPE
 from compiler.passes.registry import graph_pass
-from compiler.passes.rewriting.graph import Graph, RuleTable
+from compiler.passes.rewriting.graph import Graph, RuleTable, bindings_of, operator_name, rewritable_functions
 from schedules.ir.tir import StructuralKey, structural_walk
-from schedules.ir.tvm_types import Call, Expr, Node, Stmt
+from schedules.ir.tvm_types import Call, Expr, Function, Node, Stmt
 
 _CHOICES = (tirx.Min, tirx.Max, tirx.Select, tirx.IfThenElse, tvm.ir.Call)
 
@@ -28,7 +28,8 @@ _CHOICES = (tirx.Min, tirx.Max, tirx.Select, tirx.IfThenElse, tvm.ir.Call)
 def lower_reshapes(mod: IRModule, _context: PipelineContext) -> IRModule:
     """Replace calls of kernels that only reshape by `relax.reshape` of their argument.
 
-    Except those that leave their dataflow block: a function's results must have memory of their own.
+    Except those that leave their dataflow block as results of the function, which must have memory of their own, or of
+    a branch.
     """
     sources = {
         var.name_hint: source
@@ -36,12 +37,15 @@ def lower_reshapes(mod: IRModule, _context: PipelineContext) -> IRModule:
         if isinstance(function, tirx.PrimFunc) and (source := _reshaped(function)) is not None
     }
     rules = RuleTable()
+    results = {var for _, function in rewritable_functions(mod) for var in _results(function)}
 
     @rules.on("relax.call_tir")
     def view(graph: Graph, call: Call) -> Expr | None:
         source = sources.get(call.args[0].name_hint)
         operands = call.args[1]
-        if source is None or not graph.is_local or not isinstance(operands, relax.Tuple):
+        if source is None or not isinstance(operands, relax.Tuple):
+            return None
+        if graph.variable in results and not isinstance(graph.variable, relax.DataflowVar):
             return None
         shape = getattr(call.ty, "shape", None)
         if shape is None or any(isinstance(size, tirx.IntImm) and size.value == 0 for size in shape):
@@ -49,6 +53,27 @@ def lower_reshapes(mod: IRModule, _context: PipelineContext) -> IRModule:
         return relax.op.reshape(operands.fields[source], shape)
 
     return rules.apply_once(mod)
+
+
+def _results(function: Function) -> set[Var]:
+    """Return the variables whose memory may be that of a result of the function or of a branch."""
+    values = {binding.var: binding.value for binding in bindings_of(function.body)}
+    waiting: list[Expr] = []
+    structural_walk(function.body, [(relax.SeqExpr, lambda sequence: waiting.append(sequence.body))])
+    found: set[Var] = set()
+    while waiting:
+        expr = waiting.pop()
+        if isinstance(expr, relax.Var):
+            if expr not in found:
+                found.add(expr)
+                waiting.append(values.get(expr))
+        elif isinstance(expr, relax.Tuple):
+            waiting.extend(expr.fields)
+        elif isinstance(expr, relax.TupleGetItem):
+            waiting.append(expr.tuple_value)
+        elif operator_name(expr) == "relax.reshape":
+            waiting.append(expr.args[0])
+    return found
 
 
 def _reshaped(function: tirx.PrimFunc) -> int | None:

@@ -135,7 +135,8 @@ class Graph:
         self._replaced: dict[Var, Expr] = {}
         self._block = self._block_count = 0
         self._bindings: list[Binding] = []
-        self._in_dataflow = self._local = False
+        self._in_dataflow = False
+        self._variable: Var | None = None
         self._changed = False
         self._names = 0
         self._root = "t"
@@ -170,9 +171,9 @@ class Graph:
         return isinstance(expr, relax.Var) and set(self._readers.get(expr, ("unknown",))) <= set(operators)
 
     @property
-    def is_local(self) -> bool:
-        """True if the current call's variable is read only inside its dataflow block."""
-        return self._local
+    def variable(self) -> Var | None:
+        """The variable that the current call is bound to."""
+        return self._variable
 
     def emit(self, expr: Expr) -> Var:
         """Bind `expr` to a new variable before the current call."""
@@ -231,9 +232,11 @@ class Graph:
     def _rewrite_binding(self, binding: Binding) -> None:
         original = binding.value
         self._root = str(binding.var.name)
-        self._local = isinstance(binding.var, relax.DataflowVar)
+        self._variable = binding.var
         value = self._substitute(original)
         if isinstance(binding, relax.MatchCast):
+            answer = self.offer(value, binding.var) if isinstance(value, relax.Call) else None
+            value = value if answer is None else answer
             self._changed |= value is not original
             self._bindings.append(
                 binding if value is original else relax.MatchCast(binding.var, value, binding.ty, binding.span)

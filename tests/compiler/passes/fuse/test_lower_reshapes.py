@@ -58,3 +58,31 @@ def test_a_reshape_to_no_elements_stays_a_copy() -> None:
         builder.emit_func_output(result)
     mod = relax.transform.LegalizeOps()(builder.get())
     assert lower_reshapes(mod, PipelineContext())["main"].script().count("call_tir") == 2
+
+
+def _flattened(*, returned: bool) -> str:
+    """`main` with a reshape whose size a MatchCast behind its dataflow block names; it is a result if `returned`."""
+    builder = relax.BlockBuilder()
+    size, count = tirx.Var("n", "int64"), tirx.Var("count", "int64")
+    x = relax.Var("x", relax.TensorType([size, 4], "float32"))
+    with builder.function("main", [x]):
+        with builder.dataflow():
+            flat = builder.emit(op.reshape(x, [size * 4]))
+            checked = builder.emit_output(builder.match_cast(flat, relax.TensorType(dtype="float32", ndim=1)))
+        named = builder.match_cast(checked, relax.TensorType([count], "float32"))
+        result = builder.emit(relax.Tuple([named])) if returned else builder.emit(op.negative(named))
+        builder.emit_func_output(result)
+    mod = relax.transform.CanonicalizeBindings()(relax.transform.LegalizeOps()(builder.get()))
+    return str(lower_reshapes(mod, PipelineContext())["main"].script())
+
+
+def test_a_reshape_that_is_checked_behind_its_block_becomes_a_view() -> None:
+    text = _flattened(returned=False)
+    assert "R.match_cast(R.reshape(x" in text
+    assert text.count("call_tir") == 1
+
+
+def test_a_result_stays_a_copy() -> None:
+    text = _flattened(returned=True)
+    assert "R.reshape(" not in text
+    assert text.count("call_tir") == 1

@@ -15,6 +15,7 @@ from compiler.frontends.onnx.symbolic import Dim, expression
 from compiler.frontends.onnx.values import tensor_shape
 from schedules.ir.tvm_types import Expr
 
+_REFLECT_ONCE = "reflect_once"
 _MODES = ("constant", "reflect", "edge", "wrap")
 
 
@@ -64,21 +65,23 @@ def _pad(context: NodeContext, axes: list[int], pads: Sequence[Dim], value: rela
         # Cropped elements are not repeated.
         data = _cropped(context, pads_before, pads_after)
         offsets = [max(offset, 0) for offset in offsets]
+    modes = [mode] * len(sizes)
     if mode != "constant":
         for axis, size in enumerate(tensor_shape(data)):
             if not context.arithmetic.equal_is_proved(size, sizes[axis]):
                 require_entries(context, size, sizes[axis])
-                if mode == "reflect":
-                    _require_one_reflection(context, size, (pads_before.get(axis, 0), pads_after.get(axis, 0)))
-    return _pad_kernel(context, data, mode, offsets, sizes, value)
+                around = pads_before.get(axis, 0), pads_after.get(axis, 0)
+                if mode == "reflect" and not all(isinstance(each, int) for each in (size, *around)):
+                    _require_one_reflection(context, size, around)
+                    modes[axis] = _REFLECT_ONCE
+    return _pad_kernel(context, data, modes, offsets, sizes, value)
 
 
 def _require_one_reflection(context: NodeContext, size: Dim, pads: tuple[Dim, Dim]) -> None:
     """ONNX Runtime refuses to reflect more than once; for known sizes this is computed, like numpy.pad."""
     for pad in pads:
-        if not (isinstance(size, int) and isinstance(pad, int)):
-            least = context.arithmetic.add(context.arithmetic.maximum(pad, 0), 1)
-            require(context, size, "at least", least)
+        least = context.arithmetic.add(context.arithmetic.maximum(pad, 0), 1)
+        require(context, size, "at least", least)
 
 
 def _cropped(context: NodeContext, pads_before: dict[int, int], pads_after: dict[int, int]) -> relax.Expr:
@@ -92,7 +95,7 @@ def _cropped(context: NodeContext, pads_before: dict[int, int], pads_after: dict
 
 
 def _pad_kernel(
-    context: NodeContext, data: relax.Expr, mode: str, offsets: list[Dim], sizes: list[Dim], value: relax.Expr
+    context: NodeContext, data: relax.Expr, modes: list[str], offsets: list[Dim], sizes: list[Dim], value: relax.Expr
 ) -> relax.Expr:
     if value.ty.ndim:
         value = context.reshape(value, ())
@@ -112,23 +115,27 @@ def _pad_kernel(
             moved, inside = list(indices), []
             for axis in moved_axes:
                 index, size = indices[axis] - starts[axis], source.shape[axis]
-                if mode == "constant":
+                if modes[axis] == "constant":
                     inside += [index >= 0, index < size]
                     moved[axis] = index
                 else:
-                    moved[axis] = _source_index(mode, index, size)
+                    moved[axis] = _source_index(modes[axis], index, size)
             inner = source(*moved)
             return tirx.if_then_else(tirx.all(*inside), inner, filler()) if inside else inner
 
         return te.compute(target, element, name="pad")
 
     arguments = [expression(size) for size in sizes] + [expression(offset) for offset in offsets]
-    result = context.emit_te(fill, data, value, *arguments, primfunc_name_hint=f"pad_{mode}")
+    result = context.emit_te(fill, data, value, *arguments, primfunc_name_hint=f"pad_{modes[0]}")
     return context.with_simple_sizes(result)
 
 
 def _source_index(mode: str, index: Expr, size: Expr) -> Expr:
-    """Return the source index of a padded position; reflection and wrapping repeat as often as needed."""
+    """Return the source index of a padded position; reflection and wrapping repeat as often as needed, unless
+    _REFLECT_ONCE: divisions by dynamic sizes would take most of the kernel's time."""
+    if mode == _REFLECT_ONCE:
+        last = size - 1
+        return last - tirx.abs(last - tirx.abs(index))
     if mode == "edge":
         return tirx.max(tirx.min(index, size - 1), tirx.const(0, "int64"))
     if mode == "wrap":
