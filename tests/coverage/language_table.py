@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 import compiler
+from compiler.errors import InvalidModelError
 from compiler.frontends.imported_model import ImportedModel
 from compiler.frontends.llm import LanguageModelOptions, import_language_model
 from compiler.frontends.llm.transformers_decoder import capture_decoder
@@ -44,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
-    """Print a line for each family; return 1 if one differs."""
+    """Print a line for each family; return 1 if one differs. A family whose folders are refused is no difference."""
     if options.classes:
         return table(options.names or classes(), options.json)
     wrong = 0
@@ -52,7 +53,11 @@ def main(options: argparse.Namespace) -> int:
         if name in ENCODER_MODELS:
             wrong += _encoder_line(name, options.prompts)
             continue
-        errors = differences(name, options.prompts, captured=options.captured)
+        try:
+            errors = differences(name, options.prompts, captured=options.captured)
+        except InvalidModelError as error:
+            print(f"refused {name}: {error.message}", flush=True)
+            continue
         differs = any(error > _TOLERANCE or same < _STEPS for error, same in errors)
         wrong += differs
         text = ", ".join(
