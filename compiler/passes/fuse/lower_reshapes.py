@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 
 import tvm
 from tvm import relax, tirx
-from tvm.ir import IRModule, Var
+from tvm.ir import GlobalVar, IRModule, Var
 from tvm.sym import Analyzer
 
 from compiler.passes.context import PipelineContext
@@ -73,6 +73,8 @@ def _results(function: Function) -> set[Var]:
             waiting.append(expr.tuple_value)
         elif operator_name(expr) == "relax.reshape":
             waiting.append(expr.args[0])
+        elif isinstance(expr, relax.Call) and isinstance(expr.op, Var | GlobalVar):  # it may return an argument
+            waiting.extend(expr.args)
     return found
 
 
