@@ -26,6 +26,7 @@ from tvm.relax.transform.legalize_ops import nn, statistical
 from tvm.relax.transform.legalize_ops.index import _strided_slice as tvm_strided_slice
 from tvm.relax.transform.legalize_ops.manipulate import _concat as tvm_concat
 from tvm.relax.transform.legalize_ops.manipulate import _reshape as tvm_reshape
+from tvm.relax.transform.legalize_ops.manipulate import _tile as tvm_tile
 from tvm.tirx import IntImm, const
 
 from compiler.passes.canonicalize.spell_sizes import operators_without_shapes, spell_sizes
@@ -391,6 +392,29 @@ def legalize_reshape(builder: relax.BlockBuilder, call: relax.Call) -> relax.Exp
     return builder.call_te(reshaped, call.args[0], primfunc_name_hint="reshape")
 
 
+def legalize_tile(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+    """Lower `tile` along dynamic sizes as a broadcast and a view: TVM's kernel divides each index by a size."""
+    counts, source, target = _integers(call.attrs.repeats), shape_of(call.args[0]), shape_of(call)
+    if source is None or target is None or len(counts) > len(source):
+        return tvm_tile(builder, call)
+    counts = [1] * (len(source) - len(counts)) + counts
+    if all(count == 1 or isinstance(size, int | IntImm) for count, size in zip(counts, source, strict=True)):
+        return tvm_tile(builder, call)
+
+    def repeated(data: te.Tensor) -> te.Tensor:
+        pairs = zip(counts, data.shape, strict=True)
+        sizes = [size for count, each in pairs for size in ((each,) if count == 1 else (count, each))]
+
+        def element(*indices: Expr) -> Expr:
+            given = iter(indices)
+            return data(*(next(given) if count == 1 else (next(given), next(given))[1] for count in counts))
+
+        return te.compute(sizes, element, name="tile")
+
+    wide = builder.emit(builder.call_te(repeated, call.args[0], primfunc_name_hint="tile"))
+    return builder.call_te(topi.reshape, wide, target, primfunc_name_hint="reshape", primfunc_attrs={RESHAPE: True})
+
+
 _MAX_DYNAMIC = 8  # tensors of dynamic sizes joined at once, and per step
 _MAX_STATIC = 64  # tensors of known sizes joined at once
 _STATIC_STEP = 24  # and per step: one more copy, but loops without branches
@@ -535,6 +559,7 @@ LEGALIZATIONS: dict[str, Legalize] = {
     "relax.quantize": legalize_quantize,
     "relax.strided_slice": legalize_strided_slice,
     "relax.take": legalize_take,
+    "relax.tile": legalize_tile,
     "relax.nn.layer_norm": legalize_layer_norm,
     "relax.nn.instance_norm": legalize_instance_norm,
     "relax.nn.group_norm": legalize_group_norm,

@@ -111,13 +111,12 @@ def tile(context: NodeContext) -> relax.Expr:
         return R.tile(data, repeats) if any(count != 1 for count in repeats) else data
     sizes = [context.arithmetic.multiply(size, count) for size, count in zip(shape, repeats, strict=True)]
 
-    def repeat(source: te.Tensor, *target: Expr) -> te.Tensor:
-        def element(*indices: Expr) -> Expr:
-            return source(*(tirx.floormod(i, size) for i, size in zip(indices, source.shape, strict=True)))
+    def repeat(source: te.Tensor, *counts: Expr) -> te.Tensor:
+        target = [size for pair in zip(counts, source.shape, strict=True) for size in pair]
+        return te.compute(target, lambda *indices: source(*indices[1::2]), name="tile")
 
-        return te.compute(target, element, name="tile")
-
-    return context.emit_te(repeat, data, *map(expression, sizes), primfunc_name_hint="tile")
+    repeated = context.emit_te(repeat, data, *map(expression, repeats), primfunc_name_hint="tile")
+    return context.reshape(repeated, sizes)
 
 
 @converter("Range")
