@@ -20,6 +20,7 @@ from tests.compiler.frontends.llm.encoder_models import (
     START,
     encoder_greedy,
     encoder_input,
+    media_prompt,
     save_encoder_model,
 )
 from tests.compiler.frontends.llm.families import CAPTURED, FAMILIES, greedy, save_model
@@ -105,17 +106,17 @@ def encoder_differences(name: str, prompts: list[int]) -> list[tuple[float, int,
     """Like `differences` for a model with an encoder, and the number of distinct tokens. A prompt is that of the
     decoder, behind an image where the model reads images, or the text that the encoder reads."""
     found = []
-    reads = ENCODER_MODELS[name].reads
+    reads, transcribes = ENCODER_MODELS[name].reads, name.startswith("whisper")
     with tempfile.TemporaryDirectory() as folder:
         reference = save_encoder_model(name, Path(folder), 640)
         model = LanguageModel(compiler.compile(folder, progress=None))
         for size in prompts:
-            if reads == "input_features" and size + _STEPS > model.description.context:
+            if transcribes and size + _STEPS > model.description.context:
                 continue
             random = np.random.default_rng(size)
             text = random.integers(1, 250, size).tolist()
             inputs = encoder_input(name, random, size if reads == "input_ids" else 1)
-            prompt = {"input_ids": [START], "input_features": text}.get(reads, [*[258] * 4, *text])
+            prompt = [START] if reads == "input_ids" else text if transcribes else [*media_prompt(name, 1), *text]
             wanted, tokens = encoder_greedy(reference, prompt, _STEPS, **inputs)
             steps = model.steps(1, len(prompt) + _STEPS)
             steps.attach(0, model.encoded(inputs, prompt))
