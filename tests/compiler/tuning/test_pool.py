@@ -25,7 +25,7 @@ def task() -> Task:
 
 @pytest.fixture(scope="module")
 def pool(task: Task) -> Iterator[MeasurementPool]:
-    with MeasurementPool(target(), builders=1) as pool:
+    with MeasurementPool(target(), builders=1, build_timeout=600.0, measure_timeout=600.0) as pool:
         pool.define(task.kernel)
         assert pool.prepare([task.key]) == {}
         yield pool
