@@ -224,7 +224,8 @@ def spread(samples: Sequence[float]) -> float:
 
 
 class WaitingClock:
-    """Reads the run queue delay of the threads that exist at its creation; zero if the system does not report it.
+    """Reads the run queue delay of the threads that exist at its creation, until they end; zero if the system does not
+    report it.
 
     /proc/PID/task/TID/schedstat has "time on a processor, time waiting for one, time slices", times in nanoseconds.
     """
@@ -236,15 +237,18 @@ class WaitingClock:
                 self._files.append(os.open(task / "schedstat", os.O_RDONLY | os.O_CLOEXEC))
         except OSError:
             pass
+        self._waited = [0] * len(self._files)
 
     def seconds(self) -> float:
         """The sum over the threads since they started."""
-        total = 0
-        for file in self._files:
-            fields = os.pread(file, 96, 0).split()
+        for number, file in enumerate(self._files):
+            try:
+                fields = os.pread(file, 96, 0).split()
+            except ProcessLookupError:  # the thread ended: what it waited before stays
+                continue
             if len(fields) >= 2:
-                total += int(fields[1])
-        return total * 1e-9
+                self._waited[number] = int(fields[1])
+        return sum(self._waited) * 1e-9
 
     def __del__(self) -> None:
         for file in self._files:

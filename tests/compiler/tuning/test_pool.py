@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from compiler.support.interrupts import interruptible
 from compiler.tuning.measuring.channel import Worker
-from compiler.tuning.measuring.messages import Effort, Outcome
+from compiler.tuning.measuring.messages import Effort, Outcome, WaitingClock
 from compiler.tuning.measuring.pool import MeasurementPool, Trial
 from compiler.tuning.tasks import Task
 from schedules.config import Config
@@ -59,6 +61,20 @@ def test_leaders_are_compared_in_turns(pool: MeasurementPool, task: Task) -> Non
     again = pool.compare(task.key, outcomes, EFFORT, rounds=4)
     assert [each.status for each in again] == ["ok", "ok"]
     assert all(each.runs == 4 for each in again)
+
+
+def test_threads_that_end_keep_what_they_waited() -> None:
+    ended = threading.Event()
+    thread = threading.Thread(target=ended.wait)
+    thread.start()
+    clock = WaitingClock()
+    before = clock.seconds()
+    entry = Path(f"/proc/self/task/{thread.native_id}")
+    ended.set()
+    thread.join()
+    while entry.exists():  # the system removes it after the thread is joined
+        pass
+    assert clock.seconds() >= before
 
 
 @pytest.fixture(scope="module")
