@@ -295,6 +295,15 @@ def evaluated(size: Expr, value_of: Callable[[Var], int]) -> int:
     return operation(evaluated(size.a, value_of), evaluated(size.b, value_of))
 
 
+def is_nonnegative(size: Expr) -> bool:
+    """True if a formula is a polynomial of sizes that is proved to be at least 0 for all of them."""
+    variables = {var: number for number, var in enumerate(_periods(size))}
+    try:
+        return _sign(_polynomial(size, {var: {(number,): 1} for var, number in variables.items()})) >= 0
+    except UnprovableError:
+        return False
+
+
 def _periods(size: Expr) -> dict[Var, int]:
     """For each variable, the modulus whose remainders select between polynomials."""
     if isinstance(size, tvm.ir.Var):

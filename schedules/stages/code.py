@@ -27,15 +27,16 @@ def stage_code(stage: Stage, machine: Machine, *, parallel: bool = True) -> Stmt
 
 def planned_code(plan: StagePlan, machine: Machine) -> Stmt:
     """A planned stage as a statement, with new variables at each call."""
-    if plan.shared is None:
-        return _nests(plan, machine, {})
-    axis = plan.shared
-    one = [Extent(axis.name, axis.extent, str(axis.var.ty))]
-    return parallel_grid(one, lambda values: _nests(plan, machine, {axis.var: values[0]}), machine, parallel=True)
 
+    def step(values: Sequence[Expr]) -> Stmt:
+        parts = [
+            planned_code(part, machine) if isinstance(part, StagePlan) else _nest_code(part, machine)
+            for part in plan.parts
+        ]
+        return substitute(sequence(parts), {axis.var: at for axis, at in zip(plan.shared, values, strict=True)})
 
-def _nests(plan: StagePlan, machine: Machine, values: Mapping[Var, Expr]) -> Stmt:
-    return substitute(sequence([_nest_code(piece, machine) for piece in plan.nests]), values)
+    extents = [Extent(axis.name, axis.extent, str(axis.var.ty)) for axis in plan.shared]
+    return parallel_grid(extents, step, machine, parallel=plan.threads, cycles=plan.cycles)
 
 
 def _nest_code(plan: NestPlan, machine: Machine) -> Stmt:
@@ -166,16 +167,11 @@ def over_axis(plan: NestPlan, axis: Loop, machine: Machine, write: Write, step: 
 
 
 def _over_symbolic(plan: NestPlan, axis: Loop, outer: Sequence[Loop], machine: Machine, write: Write) -> Stmt:
-    """Loops over full vectors, then single elements, of the axis or of a run of it."""
+    """Loops over full vectors, then shorter ones, of the axis or of a run of it."""
     dtype = str(axis.var.ty)
-    lanes = index(plan.lanes, dtype)
 
     def stretch(start: Expr, length: Expr, mapping: Mapping[Any, Expr]) -> Stmt:
-        full = tirx.FloorDiv(length, lanes)
-        vectors = repeat("vector", full, lambda i: write(start + i * lanes, plan.lanes, mapping), dtype=dtype)
-        remaining = length - full * lanes
-        single = repeat("rest", remaining, lambda i: write(start + full * lanes + i, 1, mapping), dtype=dtype)
-        return sequence([vectors, single])
+        return in_vectors_of_halves(length, plan.lanes, lambda at, count: write(start + at, count, mapping))
 
     def body(values: list[Expr]) -> Stmt:
         mapping = {loop.var: value for loop, value in zip(outer, values[: len(outer)], strict=True)}
@@ -191,6 +187,21 @@ def _over_symbolic(plan: NestPlan, axis: Loop, outer: Sequence[Loop], machine: M
         count = tirx.FloorDiv(axis.extent + (run - 1), run)
         runs = [Extent(f"{axis.var.name}_run", count, dtype)]
     return parallel_grid([*extents_of(outer), *runs], body, machine, parallel=plan.threads, cycles=plan.cycles)
+
+
+def in_vectors_of_halves(extent: Expr, lanes: int, write: Callable[[Expr, int], Stmt]) -> Stmt:
+    """`write(start, count)` over an extent that is known when the kernel runs: full vectors, then at most one of half
+    their length, of a quarter and so on."""
+    dtype = str(extent.ty)
+    done = tirx.FloorDiv(extent, index(lanes, dtype)) * lanes
+    parts = [
+        repeat("vector", tirx.FloorDiv(extent, index(lanes, dtype)), lambda i: write(i * lanes, lanes), dtype=dtype)
+    ]
+    while lanes > 1:
+        lanes //= 2
+        parts.append(tirx.IfThenElse(extent - done >= lanes, write(done, lanes), None))
+        done = tirx.FloorDiv(extent, index(lanes, dtype)) * lanes
+    return sequence(parts)
 
 
 def _needs_runs(plan: NestPlan, axis: Loop, others: Sequence[Loop], machine: Machine) -> bool:
@@ -340,20 +351,15 @@ class _Reduction:
         parts = [repeat("group", groups, lambda g: in_group(g * group), dtype=dtype)]
         done = groups * group
         remaining = axis.extent - done
-        # The remainder of a group: whole vectors, then a shorter one, or single elements if the extent is symbolic.
-        vectors = remaining // lanes if static else tirx.FloorDiv(remaining, index(lanes, dtype))
-        single, first = remaining - vectors * lanes, done + vectors * lanes
 
-        def whole_vector(i: Index) -> Stmt:
-            at = done + i * lanes
-            return vector(lanes, lambda lane: accumulate(lane, expression(at, dtype) + lane))
+        def lanes_at(at: Index, count: int) -> Stmt:
+            """A vector, or a shorter one, of the remainder of a group."""
+            return vector(count, lambda lane: accumulate(lane, expression(done + at, dtype) + lane))
 
         if static:
-            parts += [whole_vector(i) for i in range(vectors)]
-            parts += [vector(single, lambda lane: accumulate(lane, index(first, dtype) + lane))] if single else []
+            parts += [lanes_at(at, min(lanes, remaining - at)) for at in range(0, remaining, lanes)]
         else:
-            parts.append(repeat("vector", vectors, whole_vector, dtype=dtype))
-            parts.append(repeat("rest", single, lambda i: accumulate(index(0, dtype), first + i), dtype=dtype))
+            parts.append(in_vectors_of_halves(remaining, lanes, lanes_at))
         body = nested([loop for loop in self.nest.reduction if loop is not axis], sequence(parts))
         identity = substitute(reduction.identity(), rest)
         start = vector(group, lambda i: tirx.BufferStore(totals, identity, [i]))

@@ -9,6 +9,7 @@ minimum or maximum of two, the parts before and after their intersection are sta
 (`a[min(x, 30 - x)]`).
 
 Splits loops where a condition on the loop variable changes, so that padding and concatenation run without branches.
+For a loop of dynamic extent, the condition compares its variable with a size.
 
 `if_then_else(ax < 3, a[ax], b[ax - 3])` over 8 becomes a copy of 3 and a copy of 5. A condition on blocks and on
 positions in a block, `16 * ax + bx < 33`, yields the blocks around the split one, and the parts of that one. For a
@@ -31,10 +32,33 @@ from schedules.ir.access import (
     used_outside_indices,
     with_plain_indices,
 )
-from schedules.ir.expression import buffers_loaded, constant_int, index, nodes, substitute, unflattened
+from schedules.ir.expression import (
+    buffers_loaded,
+    constant_int,
+    expression,
+    index,
+    maximum,
+    minimum,
+    nodes,
+    substitute,
+    unflattened,
+    uses,
+)
 from schedules.ir.inline import IF_THEN_ELSE, call_name, has_branch
+from schedules.ir.size_proofs import is_nonnegative
 from schedules.ir.stages import Axis, Stage
-from schedules.ir.tir import Analyzer, Call, Expr, Index, Stmt, Var, structural_map, structural_walk, tirx, tvm
+from schedules.ir.tir import (
+    Analyzer,
+    Expr,
+    Index,
+    Stmt,
+    Var,
+    structural_equal,
+    structural_map,
+    structural_walk,
+    tirx,
+    tvm,
+)
 from schedules.machine import Machine, dtype_bits
 
 
@@ -95,7 +119,8 @@ def loop_nest_of(stage: Stage) -> LoopNest:
     axes, body, init = stage.axes, stage.body, stage.init
     accesses = tuple(accesses_of(body))
     loops = {id(axis): Loop(axis.var, axis.extent, tuple(a.stride(axis.var) for a in accesses)) for axis in axes}
-    free = {id(axis) for axis in axes if _may_collapse(axis, body, init)}
+    variables = [axis.var for axis in axes]
+    free = {id(axis) for axis in axes if _may_collapse(axis, variables, body, init)}
 
     mapping: dict[Var, Expr] = {}
     spatial = _collapse([axis for axis in axes if not axis.reduce], loops, free, mapping)
@@ -108,9 +133,10 @@ def loop_nest_of(stage: Stage) -> LoopNest:
     return LoopNest(collapsed, tuple(spatial), tuple(reduction), tuple(accesses_of(body)) if mapping else accesses)
 
 
-def _may_collapse(axis: Axis, body: Stmt, init: Stmt | None) -> bool:
+def _may_collapse(axis: Axis, variables: Sequence[Var], body: Stmt, init: Stmt | None) -> bool:
     """True if only index arithmetic uses the variable: elsewhere a collapsed variable costs two divisions."""
-    if not isinstance(axis.extent, int) or axis.extent == 0:
+    ragged = not isinstance(axis.extent, int) and any(uses(axis.extent, var) for var in variables)
+    if axis.extent == 0 or ragged:
         return False
     return not used_outside_indices(body, axis.var) and (init is None or not used_outside_indices(init, axis.var))
 
@@ -123,7 +149,7 @@ def _collapse(axes: Sequence[Axis], loops: dict[int, Loop], free: set[int], mapp
         loop = loops[id(axis)]
         if result and id(axis) in free and id(members[-1][-1]) in free and _seamless(result[-1], loop):
             outer = result.pop()
-            result.append(Loop(outer.var, outer.extent * loop.extent, loop.strides))
+            result.append(Loop(outer.var, simplified(outer.extent * loop.extent), loop.strides))
             members[-1].append(axis)
         else:
             result.append(loop)
@@ -135,17 +161,26 @@ def _collapse(axes: Sequence[Axis], loops: dict[int, Loop], free: set[int], mapp
 
 
 def _seamless(outer: Loop, inner: Loop) -> bool:
-    return all(
-        isinstance(a, int) and isinstance(b, int) and a == b * inner.extent
-        for a, b in zip(outer.strides, inner.strides, strict=True)
+    pairs = zip(outer.strides, inner.strides, strict=True)
+    return all(a is not None and b is not None and _equal(a, simplified(b * inner.extent)) for a, b in pairs)
+
+
+def _equal(a: Index, b: Index) -> bool:
+    difference = simplified(a - b)
+    return (
+        difference == 0 if isinstance(difference, int) else is_nonnegative(difference) and is_nonnegative(-difference)
     )
 
 
 def _fused(loop: Loop, group: Sequence[Axis], mapping: dict[Var, Expr]) -> Loop:
-    """One variable for a group of axes; each becomes a quotient or remainder, which flattening later folds."""
+    """One variable for a group of axes. Each becomes a quotient or remainder, which flattening later folds. If an
+    extent is dynamic, the last index becomes the whole offset, which may exceed its dimension, and the others 0."""
     dtype = str(group[0].var.ty)
     var = tirx.Var("_".join(axis.name for axis in group), dtype)
-    positions = unflattened(var, [index(axis.extent, dtype) for axis in group])
+    if all(isinstance(axis.extent, int) for axis in group):
+        positions = unflattened(var, [index(axis.extent, dtype) for axis in group])
+    else:
+        positions = [*(index(0, dtype) for _ in group[1:]), var]
     mapping.update((axis.var, position) for axis, position in zip(group, positions, strict=True))
     return Loop(var, loop.extent, loop.strides)
 
@@ -259,7 +294,10 @@ def split_branches(stage: Stage) -> list[Stage]:
         stage = _decided(_by_remainders(stage))
     pieces = [stage]
     for position, axis in enumerate(stage.axes):
-        if axis.reduce or not isinstance(axis.extent, int) or axis.extent < 2:
+        if axis.reduce or (isinstance(axis.extent, int) and axis.extent < 2):
+            continue
+        if not isinstance(axis.extent, int):
+            pieces = _split_at_sizes(pieces, position)
             continue
         cuts = [_cuts(piece, position) for piece in pieces]
         if len(pieces) + sum(map(len, cuts)) <= _MAX_PIECES:
@@ -268,14 +306,18 @@ def split_branches(stage: Stage) -> list[Stage]:
 
 
 def _by_remainders(stage: Stage) -> Stage:
-    """Split loops of known extent if a branch depends on their remainders; the inner loop runs over the remainders."""
+    """Split loops if a branch depends on their remainders; the inner loop runs over the remainders."""
     for position, axis in enumerate(stage.axes):
-        if axis.reduce or not isinstance(axis.extent, int):
+        if axis.reduce:
             continue
-        factors = [each for each in _remainders(stage, axis.var) if axis.extent % each == 0 and axis.extent > each]
+        factors = [each for each in _remainders(stage, axis.var) if axis.extent != each and _divides(each, axis.extent)]
         if factors:
             return _by_remainders(split_axis(stage, position, max(factors))[0])
     return stage
+
+
+def _divides(factor: int, extent: Index) -> bool:
+    return bool(simplified(tirx.floormod(expression(extent), index(factor))) == 0)
 
 
 def _remainders(stage: Stage, var: Var) -> list[int]:
@@ -346,14 +388,121 @@ def _part(stage: Stage, position: int, low: int, high: int) -> Stage:
     return whole.with_axes(position, [Axis(var, high - low)], value)
 
 
+@dataclass(frozen=True, eq=False)
+class _Switch:
+    """A comparison, minimum or maximum that is `before` below index `at` of a loop, and `after` from there on."""
+
+    node: Expr
+    at: Expr
+    before: Expr
+    after: Expr
+
+
+def _split_at_sizes(pieces: list[Stage], position: int) -> list[Stage]:
+    """The stages split along an axis of dynamic extent where comparisons of its index with sizes change, as far as the
+    number of parts allows."""
+    done: list[Stage] = []
+    waiting = list(pieces)
+    while waiting:
+        piece = waiting.pop(0)
+        switch = _switch(piece, position) if len(done) + len(waiting) + 2 <= _MAX_PIECES else None
+        if switch is None:
+            done.append(piece)
+        else:
+            waiting = _sides(piece, position, switch) + waiting
+    return done
+
+
+def _switch(stage: Stage, position: int) -> _Switch | None:
+    """The first comparison, minimum or maximum of the axis' index and a size."""
+    var = stage.axes[position].var
+    points = [point for access in accesses_of(stage.body) for point in access.indices]
+    limits = [each for point in points for each in nodes(point, tirx.Min, tirx.Max)]
+    chosen = [each.condition for point in points for each in nodes(point, tirx.Select)]
+    compared = [each for condition in chosen for each in nodes(condition, *_COMPARISONS)]
+    for node in [*_in_conditions(stage, *_COMPARISONS), *compared, *limits]:
+        if type(node) not in _ORDERS:
+            continue
+        difference = node.a - node.b
+        factor = coefficient_of(difference, var)
+        if factor not in (1, -1):
+            continue
+        rest = tvm.sym.Analyzer().simplify(substitute(difference, {var: index(0, str(var.ty))}))
+        if buffers_loaded(rest) or any(uses(rest, axis.var) for axis in stage.axes):
+            continue
+        return _switch_of(node, factor, rest)
+    return None
+
+
+_ORDERS: dict[type, tuple[int, bool]] = {
+    tirx.LT: (0, True),
+    tirx.LE: (1, True),
+    tirx.GT: (1, False),
+    tirx.GE: (0, False),
+    tirx.Min: (1, True),
+    tirx.Max: (0, False),
+}
+"""For `index + rest < 0` and others: the steps from `-rest` to where the result changes, and the result, or whether the
+first operand is chosen, before."""
+_REVERSED: dict[type, type] = {tirx.LT: tirx.GT, tirx.LE: tirx.GE, tirx.GT: tirx.LT, tirx.GE: tirx.LE}
+
+
+def _switch_of(node: Expr, factor: int, rest: Expr) -> _Switch:
+    """Where `factor * index + rest`, the difference of a node's operands, changes what the node is."""
+    kind = type(node)
+    if isinstance(node, (tirx.Min, tirx.Max)):
+        steps, first = _ORDERS[kind]
+        before, after = (node.a, node.b) if first is (factor == 1) else (node.b, node.a)
+    else:
+        steps, first = _ORDERS[kind if factor == 1 else _REVERSED[kind]]
+        before, after = (tirx.IntImm("bool", value) for value in (first, not first))
+    at = (-rest if factor == 1 else rest) + index(steps, str(rest.ty))
+    return _Switch(node, tvm.sym.Analyzer().simplify(at), before, after)
+
+
+def _sides(stage: Stage, position: int, switch: _Switch) -> list[Stage]:
+    """The parts of a stage before and after a switch; only one of them if the switch is not inside the axis."""
+    axis = stage.axes[position]
+    at, simplify = switch.at, tvm.sym.Analyzer().simplify
+    if is_nonnegative(simplify(-at)):
+        return [_replaced(stage, switch.node, switch.after)]
+    if is_nonnegative(simplify(at - axis.extent)):
+        return [_replaced(stage, switch.node, switch.before)]
+    if not is_nonnegative(at):
+        at = maximum(at, index(0, str(at.ty)))
+    if not is_nonnegative(simplify(axis.extent - at)):
+        at = minimum(at, axis.extent)
+    parts = ((switch.before, index(0, str(at.ty)), at), (switch.after, at, simplify(axis.extent - at)))
+    return [
+        _with_range(_replaced(stage, switch.node, value), position, start, extent) for value, start, extent in parts
+    ]
+
+
+def _replaced(stage: Stage, node: Expr, value: Expr) -> Stage:
+    """The stage with a node, and others equal to it, replaced, and without branches that this decides."""
+    body = structural_map(stage.body, (type(node), lambda each: value if structural_equal(each, node) else each))
+    return Stage(stage.name, stage.axes, _decide(body, tvm.sym.Analyzer()), stage.init, stage.annotations)
+
+
+def _with_range(stage: Stage, position: int, start: Expr, extent: Expr) -> Stage:
+    """The stage for `extent` steps of an axis, from `start` on."""
+    axis = stage.axes[position]
+    var = tirx.Var(axis.name, str(axis.var.ty))
+    return stage.with_axes(position, [Axis(var, constant_int(extent))], var + start)
+
+
 def _decide(body: Stmt, analyzer: Analyzer) -> Stmt:
-    def visit(call: Call) -> Expr:
-        if call_name(call) != IF_THEN_ELSE:
-            return call
-        condition = analyzer.simplify(call.args[0])
+    def visit(node: Expr) -> Expr:
+        if isinstance(node, tirx.Select):
+            make, parts = tirx.Select, (node.condition, node.true_value, node.false_value)
+        elif call_name(node) == IF_THEN_ELSE:
+            make, parts = tirx.if_then_else, tuple(node.args)
+        else:
+            return node
+        condition = analyzer.simplify(parts[0])
         known = constant_int(condition)
         if isinstance(known, int):
-            return call.args[1] if known else call.args[2]
-        return call if condition.same_as(call.args[0]) else tirx.if_then_else(condition, call.args[1], call.args[2])
+            return parts[1] if known else parts[2]
+        return node if condition.same_as(parts[0]) else make(condition, *parts[1:])
 
-    return structural_map(body, (tvm.ir.Call, visit))
+    return structural_map(body, ((tvm.ir.Call, tirx.Select), visit))

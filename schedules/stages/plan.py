@@ -7,8 +7,9 @@ axis (lanes are joined at the end). Stages with no such axis run as plain loops.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 
 from schedules.codegen.parallel import pays_off, step_cycles, work
@@ -16,7 +17,7 @@ from schedules.ir.access import with_plain_indices
 from schedules.ir.expression import buffers_loaded, nodes, uses
 from schedules.ir.inline import IF_THEN_ELSE, call_name
 from schedules.ir.reduction import Reduction, reduction_of
-from schedules.ir.stages import Axis, Stage
+from schedules.ir.stages import Axis, Stage, product
 from schedules.ir.tir import Expr, Index, tirx, tvm
 from schedules.machine import Machine
 from schedules.stages.lanes import (
@@ -102,10 +103,25 @@ class NestPlan:
 
 @dataclass(frozen=True, eq=False)
 class StagePlan:
-    """The parts of a stage, one after the other; inside one parallel loop if `shared` is not None."""
+    """The parts of a stage, one after the other, inside the `shared` loops.
 
-    nests: tuple[NestPlan, ...]
-    shared: Axis | None = None
+    `threads`: whether several threads pay off for the shared loops, or a condition for that.
+    """
+
+    parts: tuple[NestPlan | StagePlan, ...]
+    shared: tuple[Axis, ...] = ()
+    threads: bool | Expr = False
+
+    @property
+    def nests(self) -> list[NestPlan]:
+        """The nests of all parts."""
+        return [nest for part in self.parts for nest in (part.nests if isinstance(part, StagePlan) else [part])]
+
+    @property
+    def cycles(self) -> float:
+        """Estimated time on one core; 0 if it depends on unknown sizes."""
+        times = [part.cycles for part in self.parts]
+        return sum(times) * (product(axis.extent for axis in self.shared) or 0) if all(times) else 0.0
 
     @property
     def form(self) -> Form:
@@ -154,11 +170,40 @@ def plan_stage(stage: Stage, machine: Machine, *, threads: bool | Expr | None = 
     stage = with_plain_indices(stage)
     pieces = _nests(stage, machine)
     shared = _shared_axis(stage, pieces, machine) if threads is None else None
-    if shared is not None:
-        pieces = [piece.with_axes(piece.axes.index(shared), [], shared.var) for piece in pieces]
-        threads = False
-    made = [_piece_plan(piece, machine, threads) for piece in pieces]
-    return StagePlan(tuple(plan for plan in made if plan is not None), shared)
+    if shared is None:
+        return StagePlan(_parts(pieces, machine, threads))
+    pieces = [_inside(piece, [shared]) for piece in pieces]
+    return StagePlan(_parts(pieces, machine, False), (shared,), threads=True)
+
+
+def _parts(pieces: Sequence[Stage], machine: Machine, threads: bool | Expr | None) -> tuple[NestPlan | StagePlan, ...]:
+    """Plans of the pieces of a stage. Pieces of the same rows run row by row: memory is passed through once."""
+    parts: list[NestPlan | StagePlan] = []
+    for _, group in itertools.groupby(pieces, lambda piece: [id(axis) for axis in piece.spatial[:-1]]):
+        rows = list(group)
+        plans = [(piece, plan) for piece in rows if (plan := _piece_plan(piece, machine, threads)) is not None]
+        outer = rows[0].spatial[:-1]
+        vectors = any(plan.axis is not None for _, plan in plans)
+        if len(plans) > 1 and outer and vectors and all(_runs_along_last(piece, plan) for piece, plan in plans):
+            inner = [_piece_plan(_inside(piece, outer), machine, False) for piece, _ in plans]
+            amount = sum((_amount(piece) for piece, _ in plans), 0)
+            needed = pays_off(amount, machine) if threads is None else threads
+            parts.append(StagePlan(tuple(plan for plan in inner if plan is not None), outer, needed))
+        else:
+            parts += [plan for _, plan in plans]
+    return tuple(parts)
+
+
+def _runs_along_last(piece: Stage, plan: NestPlan) -> bool:
+    """True if the last loop of a piece is its vectorized one, or a single step."""
+    if plan.axis is None:
+        return piece.spatial[-1].extent == 1
+    return not piece.reduction and not plan.is_interleaved and plan.axis.var.same_as(piece.spatial[-1].var)
+
+
+def _inside(stage: Stage, axes: Sequence[Axis]) -> Stage:
+    """A step of some loops of a stage."""
+    return replace(stage, axes=tuple(axis for axis in stage.axes if axis not in axes))
 
 
 def _nests(stage: Stage, machine: Machine) -> list[Stage]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,18 @@ from tvm import te
 
 from schedules.ir.inline import has_branch
 from schedules.ir.stages import Kernel, kernels_of
-from schedules.ir.tir import tirx
+from schedules.ir.tir import tirx, tvm
 from schedules.stages.loops import split_branches
-from tests.schedules.harness import AVX512, Build, evaluate, lowered, normal, runnable
+from tests.schedules.harness import (
+    AVX512,
+    Build,
+    evaluate,
+    lowered,
+    normal,
+    runnable,
+    scheduled,
+    virtual_machine,
+)
 
 SIZES = st.sampled_from([1, 2, 3, 4, 6, 16, 17, 48])
 
@@ -56,3 +66,78 @@ def test_a_branch_that_is_always_taken_goes() -> None:
     [(_, function)] = kernels_of(lowered(build, [((7, 9), "float32")], AVX512))
     (piece,) = split_branches(Kernel.of(function).simple_stages[0])
     assert not has_branch(piece.body)
+
+
+ROWS, COLUMNS = tirx.Var("rows", "int64"), tirx.Var("columns", "int64")
+DYNAMIC = [((ROWS, COLUMNS), "float32")]
+
+
+def padded(x: Any) -> Any:
+    """Two rows above and one below, three columns on each side."""
+
+    def element(i: Any, j: Any) -> Any:
+        inside = tirx.all(i >= 2, i < x.shape[0] + 2, j >= 3, x.shape[1] + 3 > j)
+        return tirx.if_then_else(inside, x[i - 2, j - 3], tirx.const(-1, "float32"))
+
+    return te.compute((x.shape[0] + 3, x.shape[1] + 6), element)
+
+
+def repeated_edges(x: Any) -> Any:
+    """Three copies of the first and last row and column on each side."""
+
+    def inside(at: Any, size: Any) -> Any:
+        return tirx.max(tirx.min(at - 3, size - 1), tirx.const(0, "int64"))
+
+    shape = (x.shape[0] + 6, x.shape[1] + 6)
+    return te.compute(shape, lambda i, j: x[inside(i, x.shape[0]), inside(j, x.shape[1])])
+
+
+def mirrored(x: Any) -> Any:
+    """The columns from the last to the first, then all of them in order."""
+    size = x.shape[1]
+    return te.compute((x.shape[0], size * 2), lambda i, j: x[i, tirx.Select(j < size, size - 1 - j, j - size)])
+
+
+def from_the_tenth(x: Any) -> Any:
+    """A choice at a column that may lie beyond the last one."""
+    return te.compute(x.shape, lambda i, j: tirx.if_then_else(tirx.LT(tirx.const(9, "int64"), j), x[i, j] * 2, x[i, j]))
+
+
+def every_other(x: Any) -> Any:
+    """Alternating columns of two halves."""
+    size = x.shape[1]
+    return te.compute(
+        (x.shape[0], size * 2), lambda i, j: tirx.if_then_else(j % 2 == 0, x[i, j // 2], -x[i, size - 1 - j // 2])
+    )
+
+
+NUMPY: dict[Any, Callable[[Any], Any]] = {
+    padded: lambda x: np.pad(x, [(2, 1), (3, 3)], constant_values=-1),
+    repeated_edges: lambda x: np.pad(x, 3, mode="edge"),
+    mirrored: lambda x: np.concatenate([x[:, ::-1], x], 1),
+    from_the_tenth: lambda x: np.where(np.arange(x.shape[1]) < 10, x, x * 2),
+    every_other: lambda x: np.stack([x, -x[:, ::-1]], -1).reshape(len(x), -1),
+}
+
+
+@pytest.mark.parametrize("compute", NUMPY)
+def test_branches_at_sizes_that_are_known_when_the_kernel_runs(compute: Any) -> None:
+    build: Build = lambda builder, x: builder.emit(builder.call_te(compute, x))  # noqa: E731
+    mod, _ = scheduled(build, DYNAMIC, runnable()[-1])
+    [(_, function)] = kernels_of(lowered(build, DYNAMIC, AVX512))
+    pieces = split_branches(Kernel.of(function).simple_stages[0])
+    assert not any(has_branch(piece.body) for piece in pieces)
+    machine = virtual_machine(mod, runnable()[-1])
+    for shape in [(1, 1), (1, 9), (5, 10), (7, 11), (2, 16), (3, 31), (33, 64), (4, 150)]:
+        x = normal(shape)
+        result = machine["main"](tvm.runtime.tensor(x)).numpy()
+        np.testing.assert_array_equal(result, NUMPY[compute](x), err_msg=str(shape))
+
+
+def test_a_size_that_other_loops_decide_is_no_cut() -> None:
+    """The columns of a triangle end at their row."""
+    compute = lambda x: te.compute(x.shape, lambda i, j: tirx.if_then_else(j <= i, x[i, j], tirx.const(0, "float32")))  # noqa: E731
+    build: Build = lambda builder, x: builder.emit(builder.call_te(compute, x))  # noqa: E731
+    [(_, function)] = kernels_of(lowered(build, DYNAMIC, AVX512))
+    (piece,) = split_branches(Kernel.of(function).simple_stages[0])
+    assert has_branch(piece.body)

@@ -88,10 +88,12 @@ def test_a_kernel_goes_to_the_rule_of_its_form(rule: str, build: Build, inputs: 
 
 
 def test_pieces_of_single_elements_count_by_what_they_take() -> None:
-    """The left and right rims of a padded image are single elements, of a few columns too many."""
+    """The left and right rims of a padded image are single elements, stored with the vectors of their rows."""
     pad = one(lambda x: op.nn.pad(x, [0, 0, 1, 1]))
     assert only_rule(pad, [((77, 50), F32)], AVX512) == "copy"
-    assert only_rule(pad, [((77, 5), F32)], AVX512) == "fallback"
+    assert only_rule(pad, [((77, 5), F32)], AVX512) == "copy"
+    columns = computed(lambda x: te.compute((77, 5), lambda i, j: tirx.if_then_else(j < 1, x[i], x[i + j * 77])))
+    assert only_rule(columns, [((400,), F32)], AVX512) == "fallback"
 
 
 def test_what_has_no_loop_is_not_of_the_fallback() -> None:
