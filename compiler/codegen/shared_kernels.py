@@ -20,10 +20,10 @@ from typing import Any, TypeAlias
 
 import tvm
 import tvm_ffi
-from tvm import tirx
+from tvm import s_tir, tirx
 from tvm_ffi.structural import WalkResult
 
-from compiler.codegen.kernel_lowering import holds_no_blocks
+from compiler.codegen.kernel_lowering import holds_statements
 from schedules.codegen.nest import name_opaque, sequence
 from schedules.ir.expression import DIVISIONS, constant_int
 from schedules.ir.size_proofs import with_shape
@@ -287,7 +287,9 @@ def may_open(kernel: PrimFunc) -> bool:
     buffers = [each for each in kernel.params if tirx.is_buffer_var(each)]
     if all(isinstance(size, tirx.IntImm) for buffer in buffers for size in buffer.ty.shape):
         return False
-    return holds_no_blocks(kernel)
+    blocks: list[Stmt] = []
+    structural_walk(kernel.body, (s_tir.SBlock, blocks.append))
+    return holds_statements(kernel) and len(blocks) <= 1 and not any(len(block.alloc_buffers) for block in blocks)
 
 
 def variables_in(root: Expr) -> list[Var]:

@@ -20,6 +20,7 @@ from compiler.artifact.manifest import Requirement
 from compiler.artifact.native_tokenizer.tokenizer import TOKENIZER_PROGRAM, native_tokenizer
 from compiler.artifact.processing import PROCESSING_ASSET, encoded
 from compiler.errors import OptionError, storage_errors
+from compiler.frontends.flat_buffer import FlatBuffer
 from compiler.frontends.imported_model import ImportedModel, TensorSpec, with_rewritten_main
 from compiler.frontends.processing.geometry import Axis, axes_of, emit_frame, emit_placement
 from compiler.frontends.processing.results import recognized, results_of
@@ -340,8 +341,8 @@ def _classes(processing: Processing, size: tuple[int, int], values: Tensor, heig
             with T.parallel(0, height) as row, T.serial(0, width) as column, T.seq_scope():
                 top, bottom, down = (T.bind(each) for each in _place(vertical, values.shape[1], row))
                 left, right, over = (T.bind(each) for each in _place(horizontal, values.shape[2], column))
-                best = T.buffer_proxy(T.alloc_buffer([1], "float32", scope="local"))
-                which = T.buffer_proxy(T.alloc_buffer([1], "int32", scope="local"))
+                best = FlatBuffer(T.alloc_buffer([1], "float32", scope="local"))
+                which = FlatBuffer(T.alloc_buffer([1], "int32", scope="local"))
                 best[0], which[0] = tirx.min_value("float32"), tirx.const(0, "int32")
                 one = tirx.const(1.0, "float32")
                 with T.serial(0, classes) as channel, T.seq_scope():

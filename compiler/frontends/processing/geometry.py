@@ -18,6 +18,7 @@ from tvm import relax, te, tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
+from compiler.frontends.flat_buffer import FlatBuffer
 from compiler.support.processing import Processing
 from schedules.annotations import OPAQUE
 from schedules.ir.tvm_types import BlockBuilder, Expr, Stmt, Tensor
@@ -221,7 +222,7 @@ def _tables(
 
 def _fill_window(processing: Processing, axis: Axis, count: Expr, at: Expr, outs: list[Expr]) -> None:
     """Store the window and the weights of a position, summed in Pillow's order."""
-    windows, weights = (T.buffer_proxy(each) for each in outs)
+    windows, weights = (FlatBuffer(each) for each in outs)
     first, number, center, scale = (T.bind(each) for each in window(processing, axis, at))
     zero, one, half = (tirx.const(each, "float64") for each in (0.0, 1.0, 0.5))
     # Positions outside the image have zero weight.
@@ -232,7 +233,7 @@ def _fill_window(processing: Processing, axis: Axis, count: Expr, at: Expr, outs
     def value(tap: Expr) -> Expr:
         return weight(processing, (tirx.Cast("float64", tap + first) - center + half) * (one / scale))
 
-    total = T.buffer_proxy(T.alloc_buffer([1], "float64", scope="local"))
+    total = FlatBuffer(T.alloc_buffer([1], "float64", scope="local"))
     total[0] = zero
     with T.serial(0, count_inside) as tap:
         total[0] = total[0] + value(tap)
@@ -258,7 +259,7 @@ def _sum_rows(processing: Processing, image: Tensor, windows: Tensor, weights: T
         with IRBuilder() as builder:
             with T.parallel(0, height) as row, T.serial(0, columns) as at, T.seq_scope():
                 # The sums of all channels of a pixel share its window.
-                sums = T.buffer_proxy(T.alloc_buffer([channels], "int32", scope="local"))
+                sums = FlatBuffer(T.alloc_buffer([channels], "int32", scope="local"))
                 for channel in range(channels):
                     sums[channel] = tirx.const(1 << (_BITS - 1), "int32")
                 with T.serial(0, tirx.Cast("int64", window[1, at])) as tap, T.seq_scope():

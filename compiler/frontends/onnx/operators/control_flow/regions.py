@@ -12,6 +12,7 @@ from tvm.relax import op as R
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
+from compiler.frontends.flat_buffer import FlatBuffer
 from compiler.frontends.onnx.bounds import limited, limited_position, require_entries, require_shape, require_values
 from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.operators.precision import cast, compute_dtype, widened
@@ -135,7 +136,7 @@ def _align_body(pooling: _Pooling, ins: Sequence[Expr], out: Expr) -> Stmt:
 
 def _stored(*values: Expr) -> list[Expr]:
     """Store floats in a buffer of the kernel being written; TVM would inline named values."""
-    held = T.buffer_proxy(T.alloc_buffer([len(values)], str(values[0].ty.dtype), scope="local"))
+    held = FlatBuffer(T.alloc_buffer([len(values)], str(values[0].ty.dtype), scope="local"))
     for number, value in enumerate(values):
         held[number] = value
     return [held[number] for number in range(len(values))]
@@ -233,7 +234,7 @@ def _max_body(pooling: _Pooling, ins: Sequence[Buffer], out: Buffer, shape: Sequ
                 top, bottom = _bin_ends(rows, row, data.shape[2])
                 left, right = _bin_ends(columns, column, data.shape[3])
                 empty = tirx.any(bottom <= top, right <= left)
-                result = T.buffer_proxy(T.alloc_buffer([1], dtype, scope="local"))
+                result = FlatBuffer(T.alloc_buffer([1], dtype, scope="local"))
                 result[0] = tirx.Select(empty, tirx.const(0, dtype), tirx.min_value(dtype))
                 with T.serial(0, bottom - top) as i, T.serial(0, right - left) as j:
                     sample = limited_position(rois[roi, 0].astype(wide), data.shape[0])

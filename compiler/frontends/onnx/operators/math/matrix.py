@@ -15,6 +15,7 @@ from tvm.relax import op as R
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
+from compiler.frontends.flat_buffer import FlatBuffer
 from compiler.frontends.onnx.bounds import require
 from compiler.frontends.onnx.broadcasting import broadcast_shapes, broadcast_to, common_size
 from compiler.frontends.onnx.context import NodeContext
@@ -53,7 +54,7 @@ def _inverse_kernel(data: te.Tensor) -> list[te.Tensor]:
     size, dtype = data.shape[-1], str(data.dtype)
 
     def generate(ins: Sequence[Buffer], outs: Sequence[Buffer]) -> Stmt:
-        source, (result, work, right, state) = T.buffer_proxy(ins[0]), (T.buffer_proxy(out) for out in outs)
+        source, (result, work, right, state) = FlatBuffer(ins[0]), (FlatBuffer(out) for out in outs)
         zero, one = tirx.const(0.0, "float64"), tirx.const(1.0, "float64")
         with IRBuilder() as builder:
             with in_sequence(product(data.shape[:-2]), _ELIMINATION) as b, T.seq_scope():
@@ -205,7 +206,7 @@ def _determinant_kernel(dtype: str) -> Callable[..., Tensor]:
             count = count * extent
 
         def generate(ins: list[Expr], outs: list[Expr]) -> Stmt:
-            source, (result, work) = T.buffer_proxy(ins[0]), (T.buffer_proxy(out) for out in outs)
+            source, (result, work) = FlatBuffer(ins[0]), (FlatBuffer(out) for out in outs)
             with IRBuilder() as builder:
                 with in_sequence(count, _ELIMINATION) as b:
                     _eliminate(source, result, work, b, size, dtype)
@@ -220,8 +221,8 @@ def _eliminate(source: Buffer, result: Buffer, work: Buffer, b: Expr, size: Expr
     """Gaussian elimination of matrix `b` in `work`, whose last elements hold the product and a spare."""
     product, spare, first = size * size, size * size + 1, int64(0)
     with T.seq_scope():
-        pivot = T.buffer_proxy(T.alloc_buffer([1], "int64", scope="local"))
-        largest = T.buffer_proxy(T.alloc_buffer([1], "float64", scope="local"))
+        pivot = FlatBuffer(T.alloc_buffer([1], "int64", scope="local"))
+        largest = FlatBuffer(T.alloc_buffer([1], "float64", scope="local"))
         base = b * size * size
         in_vectors(size * size, "float64", lambda i: work.__setitem__(i, source[base + i].astype("float64")))
         work[product] = tirx.const(1.0, "float64")

@@ -13,6 +13,7 @@ from tvm.relax import op as R
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
+from compiler.frontends.flat_buffer import FlatBuffer
 from compiler.frontends.onnx import broadcasting, dtypes
 from compiler.frontends.onnx.broadcasting import elementwise
 from compiler.frontends.onnx.context import NodeContext
@@ -340,7 +341,7 @@ def _cumulative_kernel(axis: int, adds: bool, *, exclusive: bool, reverse: bool)
         outer, inner = product(data.shape[:axis]), product(data.shape[axis + 1 :])
 
         def generate(ins: list[Expr], outs: list[Expr]) -> Stmt:
-            source, result = T.buffer_proxy(ins[0]), T.buffer_proxy(outs[0])
+            source, result = FlatBuffer(ins[0]), FlatBuffer(outs[0])
             with IRBuilder() as builder:
                 with (
                     shared_runs(outer, size, inner, MIN_PARALLEL_WORK, _COLUMNS) as (row, first, columns),
@@ -381,7 +382,7 @@ def _extremum_kernel(axis: int, *, greatest: bool) -> Callable[..., te.Tensor]:
         size, inner = data.shape[axis], product(data.shape[axis + 1 :])
 
         def generate(ins: list[Expr], outs: list[Expr]) -> Stmt:
-            source, result = T.buffer_proxy(ins[0]), T.buffer_proxy(outs[0])
+            source, result = FlatBuffer(ins[0]), FlatBuffer(outs[0])
             with IRBuilder() as builder:
                 outer = product(data.shape[:axis])
                 with (

@@ -18,6 +18,7 @@ from tvm.relax import op as R
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
+from compiler.frontends.flat_buffer import FlatBuffer
 from compiler.frontends.onnx import broadcasting, dtypes
 from compiler.frontends.onnx.bounds import require, require_multiple, require_shape, require_values
 from compiler.frontends.onnx.context import NodeContext
@@ -419,7 +420,7 @@ def _scatter(data: Tensor, indices: Tensor, *sizes: Expr) -> Tensor:
     """Return a tensor of those sizes: data[i] at the flat position indices[i], zero elsewhere."""
 
     def body(ins: Sequence[Expr], outs: Sequence[Expr]) -> Stmt:
-        source, positions, out = (T.buffer_proxy(buffer) for buffer in (ins[0], ins[1], outs[0]))
+        source, positions, out = (FlatBuffer(buffer) for buffer in (ins[0], ins[1], outs[0]))
         zero = tirx.const(0, str(data.dtype))
         with IRBuilder() as builder:
             with T.seq_scope():
@@ -464,7 +465,7 @@ def col2im(context: NodeContext) -> relax.Expr:
             with IRBuilder() as builder:
                 images = shape[0] * shape[1]
                 with shared_tasks(images, _product(data.shape), _WORTH_THREADS) as image:
-                    _add_blocks(window, T.buffer_proxy(ins[0]), T.buffer_proxy(outs[0]), image, sizes, counts, wide)
+                    _add_blocks(window, FlatBuffer(ins[0]), FlatBuffer(outs[0]), image, sizes, counts, wide)
                 return builder.get()
 
         total = te.extern([shape], [data], body, dtype=wide, name="col2im")

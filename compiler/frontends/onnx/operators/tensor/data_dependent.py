@@ -7,6 +7,7 @@ from tvm.relax import op as R
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
+from compiler.frontends.flat_buffer import FlatBuffer
 from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.operators.tensor.sort_kernels import (
     comes_before,
@@ -65,7 +66,7 @@ def true_positions(context: NodeContext, data: relax.Expr) -> relax.Expr:
         total = product(tensor.shape)
 
         def generate(ins: list[Expr], outs: list[Expr]) -> Stmt:
-            source, (rows, count) = T.buffer_proxy(ins[0]), (T.buffer_proxy(out) for out in outs)
+            source, (rows, count) = FlatBuffer(ins[0]), (FlatBuffer(out) for out in outs)
             with IRBuilder() as builder:
                 with T.seq_scope():
                     count[0] = int64(0)
@@ -180,8 +181,8 @@ def _unique_kernel(data: te.Tensor, in_order: bool) -> list[te.Tensor]:
     order = sorted_positions(data, width=width)
 
     def generate(ins: list[Expr], outs: list[Expr]) -> Stmt:
-        source, positions = (T.buffer_proxy(item) for item in ins)
-        first, inverse, counts, number, names, state = (T.buffer_proxy(out) for out in outs)
+        source, positions = (FlatBuffer(item) for item in ins)
+        first, inverse, counts, number, names, state = (FlatBuffer(out) for out in outs)
         with IRBuilder() as builder:
             with T.seq_scope():
                 number[0] = int64(0)

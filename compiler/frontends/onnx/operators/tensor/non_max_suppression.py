@@ -8,6 +8,7 @@ from tvm import relax, te, tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
+from compiler.frontends.flat_buffer import FlatBuffer
 from compiler.frontends.onnx.bounds import require_shape
 from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.operators.tensor.data_dependent import first_entries, parts, size_from
@@ -60,8 +61,8 @@ def _suppression_kernel(centered: bool, has_threshold: bool) -> Callable[..., li
         capacity = count + int64(_BLOCK)
 
         def generate(ins: list[Expr], outs: list[Expr]) -> Stmt:
-            box, score, positions, most, overlap, least = (T.buffer_proxy(item) for item in ins)
-            chosen, number, first, is_kept, kept_rows, is_hit, position = (T.buffer_proxy(out) for out in outs)
+            box, score, positions, most, overlap, least = (FlatBuffer(item) for item in ins)
+            chosen, number, first, is_kept, kept_rows, is_hit, position = (FlatBuffer(out) for out in outs)
             kept_boxes = _KeptBoxes(kept_rows, is_hit, position, capacity, overlap[0])
             with IRBuilder() as builder, T.seq_scope():
                 number[0] = int64(0)

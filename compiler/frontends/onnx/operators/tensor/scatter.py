@@ -15,6 +15,7 @@ from tvm.relax import op as R
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
+from compiler.frontends.flat_buffer import FlatBuffer
 from compiler.frontends.onnx import broadcasting
 from compiler.frontends.onnx.bounds import (
     limited,
@@ -121,8 +122,8 @@ def _write_all(data: te.Tensor, indices: te.Tensor, updates: te.Tensor, shape: _
     """Copy `data`, then apply every update, as `UPDATES` promises."""
 
     def generate(ins: list[Expr], outs: list[Expr]) -> Stmt:
-        source, index, update = (T.buffer_proxy(buffer) for buffer in ins)
-        result = T.buffer_proxy(outs[0])
+        source, index, update = (FlatBuffer(buffer) for buffer in ins)
+        result = FlatBuffer(outs[0])
 
         def write(position: Expr, number: Expr) -> None:
             result[position] = combine(result[position], update[number])

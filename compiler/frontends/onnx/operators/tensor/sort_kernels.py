@@ -19,6 +19,7 @@ from tvm import te, tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
+from compiler.frontends.flat_buffer import FlatBuffer
 from compiler.frontends.onnx import dtypes
 from schedules.annotations import SERIAL_REASON
 from schedules.codegen.nest import CHUNKED
@@ -73,8 +74,8 @@ def sorted_positions(data: te.Tensor, *, width: Expr | None = None, descending: 
     blocks = tirx.floordiv(count + int64(_BLOCK - 1), block) if in_blocks else int64(1)
 
     def generate(ins: list[Expr], outs: list[Expr]) -> Stmt:
-        source = T.buffer_proxy(ins[0])
-        order, spare, states = (T.buffer_proxy(out) for out in outs)
+        source = FlatBuffer(ins[0])
+        order, spare, states = (FlatBuffer(out) for out in outs)
 
         def item_before(state: StateOfTask, row: Expr, a: Expr, b: Expr) -> Expr:
             if width is None:
@@ -128,7 +129,7 @@ def sorted_positions(data: te.Tensor, *, width: Expr | None = None, descending: 
 def _named(value: Expr) -> Expr:
     """Return a name that TVM does not inline, like `nest.name_opaque`: otherwise it spends most of a minute simplifying
     quotients of quotients."""
-    held = T.buffer_proxy(T.alloc_buffer([1], "int64", scope="local"))
+    held = FlatBuffer(T.alloc_buffer([1], "int64", scope="local"))
     held[0] = value
     return T.bind(held[0])
 

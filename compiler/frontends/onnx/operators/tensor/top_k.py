@@ -14,6 +14,7 @@ from tvm.relax import op as R
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
+from compiler.frontends.flat_buffer import FlatBuffer
 from compiler.frontends.onnx.bounds import require, require_values
 from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.operators.tensor.data_dependent import parts
@@ -126,7 +127,7 @@ def first_positions(data: te.Tensor, k: Expr, *, descending: bool) -> te.Tensor:
     width = tirx.max(k, int64(1))  # TVM divides by the sizes of a kernel's outputs
 
     def generate(ins: list[Expr], outs: list[Expr]) -> Stmt:
-        source, first = T.buffer_proxy(ins[0]), T.buffer_proxy(outs[0])
+        source, first = FlatBuffer(ins[0]), FlatBuffer(outs[0])
         with IRBuilder() as builder:
             with T.seq_scope():
                 sorted_rows = tirx.Select(k > int64(0), rows, int64(0))
@@ -161,9 +162,9 @@ def _sorted_by_digits(source: Buffer, begin: Expr, count: Expr, k: Expr, *, desc
     Items whose leading bits come after the k-th item's are dropped first; for `count` < 2^32 items. An entry is an
     item's key, smaller for those that come first, with its position in the bits below it.
     """
-    ranks, counts = (T.buffer_proxy(T.alloc_buffer([size], "int32")) for size in (count + 1, _BUCKETS))
-    entries, spare = (T.buffer_proxy(T.alloc_buffer([count + 1], "int64")) for _ in range(2))
-    number, total, limit, entry, slot = (T.buffer_proxy(T.alloc_buffer([1], "int64", scope="local")) for _ in range(5))
+    ranks, counts = (FlatBuffer(T.alloc_buffer([size], "int32")) for size in (count + 1, _BUCKETS))
+    entries, spare = (FlatBuffer(T.alloc_buffer([count + 1], "int64")) for _ in range(2))
+    number, total, limit, entry, slot = (FlatBuffer(T.alloc_buffer([1], "int64", scope="local")) for _ in range(5))
     zero = int64(0)
 
     def put_rank(i: Expr) -> None:
@@ -225,10 +226,10 @@ def _ranked_positions(data: te.Tensor, k: int, count: int, *, descending: bool) 
     lanes = _LANES * -(-count // _LANES)
 
     def generate(ins: list[Expr], outs: list[Expr]) -> Stmt:
-        source, first = T.buffer_proxy(ins[0]), T.buffer_proxy(outs[0])
+        source, first = FlatBuffer(ins[0]), FlatBuffer(outs[0])
         with IRBuilder() as builder:
             with shared_tasks(rows, rows * int64(count * (4 + lanes // _LANES)), _WORTH_THREADS) as row:
-                keys, positions, order = (T.buffer_proxy(T.alloc_buffer([lanes], "int32")) for _ in range(3))
+                keys, positions, order = (FlatBuffer(T.alloc_buffer([lanes], "int32")) for _ in range(3))
                 _put_keys(source, row * int64(count), keys, count, lanes, descending=descending)
                 _count_before(keys, positions, count, lanes)
                 with T.serial(0, int64(count)) as i:
@@ -246,7 +247,7 @@ def _scanned_positions(data: te.Tensor, k: int, *, descending: bool) -> te.Tenso
     rows, count = data.shape
 
     def generate(ins: list[Expr], outs: list[Expr]) -> Stmt:
-        source, first = T.buffer_proxy(ins[0]), T.buffer_proxy(outs[0])
+        source, first = FlatBuffer(ins[0]), FlatBuffer(outs[0])
         with IRBuilder() as builder:
             items_of_row = count + int64(k * _ITEMS_OF_CANDIDATE // 4)
             with shared_tasks(rows, rows * items_of_row, _WORTH_THREADS) as row:
@@ -273,12 +274,12 @@ class _Scan:
         self._source, self._begin, self._k, self._descending = source, begin, k, descending
         self._vectors = -(-k // _PACKED)
         size = 1 + self._vectors * _PACKED
-        self._best = T.buffer_proxy(T.alloc_buffer([size], "int64"))
-        self._moved = T.buffer_proxy(T.alloc_buffer([_PACKED], "int64", scope="local"))
+        self._best = FlatBuffer(T.alloc_buffer([size], "int64"))
+        self._moved = FlatBuffer(T.alloc_buffer([_PACKED], "int64", scope="local"))
         self._entry, self._mask, self._count, self._position = (
-            T.buffer_proxy(T.alloc_buffer([1], "int64", scope="local")) for _ in range(4)
+            FlatBuffer(T.alloc_buffer([1], "int64", scope="local")) for _ in range(4)
         )
-        self._found = T.buffer_proxy(T.alloc_buffer([_LANES], "int32", scope="local"))
+        self._found = FlatBuffer(T.alloc_buffer([_LANES], "int32", scope="local"))
         self._best[int64(0)] = tirx.max_value("int64")
         with T.serial(0, int64(size - 1)) as i:
             self._best[i + 1] = tirx.min_value("int64")
@@ -375,7 +376,7 @@ def _put_keys(source: Buffer, begin: Expr, keys: Buffer, count: int, lanes: int,
 
 def _count_before(keys: Buffer, positions: Buffer, count: int, lanes: int) -> None:
     """Compute each item's position: the number of larger keys, plus that of equal ones before it."""
-    every = [T.buffer_proxy(T.alloc_buffer([_LANES], "int32", scope="local")) for _ in range(0, lanes, _LANES)]
+    every = [FlatBuffer(T.alloc_buffer([_LANES], "int32", scope="local")) for _ in range(0, lanes, _LANES)]
     for sums in every:
         with T.vectorized(0, int64(_LANES)) as lane:
             sums[lane] = tirx.const(0, "int32")
@@ -394,7 +395,7 @@ def _count_before(keys: Buffer, positions: Buffer, count: int, lanes: int) -> No
 def _select(items: _Items, k: Expr, put: Callable[[Expr, Expr], None]) -> None:
     """Call `put(i, position)` for the first k of some items, in order; `position` is the item's index among them."""
     room = k * int64(2) + int64(1)
-    candidates, spare, state = (T.buffer_proxy(T.alloc_buffer([size], "int64")) for size in (room, room, STATE + 6))
+    candidates, spare, state = (FlatBuffer(T.alloc_buffer([size], "int64")) for size in (room, room, STATE + 6))
     selection = _Selection(items, candidates, spare, state, room)
     state[_LIMIT] = k
     selection.start()

@@ -12,6 +12,7 @@ from tvm.relax import op as R
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
+from compiler.frontends.flat_buffer import FlatBuffer
 from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.evaluation.reference import fold_strings
 from compiler.frontends.onnx.operators.precision import cast
@@ -148,8 +149,8 @@ _LOW, _HIGH, _IS_SAME, _STATE = range(4)
 
 
 def _count_rows(ins: Sequence[Buffer], outs: Sequence[Buffer], skips: int) -> None:
-    tokens, firsts, begins = (T.buffer_proxy(item) for item in ins[:3])
-    result, state = (T.buffer_proxy(out) for out in outs)
+    tokens, firsts, begins = (FlatBuffer(item) for item in ins[:3])
+    result, state = (FlatBuffer(out) for out in outs)
     (rows, count), different, width = ins[0].shape, int(ins[1].shape[0]), outs[0].shape[1]
     entries = int(ins[2].shape[0]) - 1
     with in_sequence(rows, "rows share one scratch buffer") as row, T.seq_scope():
@@ -184,8 +185,8 @@ def _position_of(token: Expr, firsts: Buffer, state: Buffer, different: int) -> 
 
 def _count_gram(ins: Sequence[Buffer], outs: Sequence[Buffer], skips: int, row: Expr, start: Expr, gram: Expr) -> None:
     """Count an n-gram starting at a token, once for each number of skipped tokens."""
-    tokens, _, _, pool, starts, lengths, columns = (T.buffer_proxy(item) for item in ins)
-    result, state = (T.buffer_proxy(out) for out in outs)
+    tokens, _, _, pool, starts, lengths, columns = (FlatBuffer(item) for item in ins)
+    result, state = (FlatBuffer(out) for out in outs)
     count, width = ins[0].shape[1], outs[0].shape[1]
     with T.serial(0, int64(skips + 1)) as skip, T.seq_scope():
         reach = start + (lengths[gram] - int64(1)) * (skip + int64(1))

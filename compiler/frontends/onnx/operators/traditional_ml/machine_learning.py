@@ -14,6 +14,7 @@ from tvm import te, tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
+from compiler.frontends.flat_buffer import FlatBuffer
 from compiler.frontends.onnx import dtypes
 from compiler.frontends.onnx.bounds import require, require_values
 from compiler.frontends.onnx.context import NodeContext
@@ -423,7 +424,7 @@ def coupling_kernel(classes: int) -> Callable[[te.Tensor], te.Tensor]:
         rows = pairs.shape[0]
 
         def generate(ins: list[Expr], outs: list[Expr]) -> Stmt:
-            buffers = [T.buffer_proxy(each) for each in (*ins, *outs)]
+            buffers = [FlatBuffer(each) for each in (*ins, *outs)]
             with IRBuilder() as builder:
                 work = rows * int64(_STEPS * classes * classes)
                 with shared_tasks(rows, work, MIN_PARALLEL_WORK) as row:

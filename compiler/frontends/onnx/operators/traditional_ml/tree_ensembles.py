@@ -12,6 +12,7 @@ from tvm import relax, te, tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
+from compiler.frontends.flat_buffer import FlatBuffer
 from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.operators.tensor.sort_kernels import int64, shared_tasks
 from compiler.frontends.onnx.operators.traditional_ml.tree_tables import (
@@ -283,8 +284,8 @@ def walking_kernel(table: TreeTable, plan: Plan, names: list[str]) -> Callable[.
         size = plan.blocks * plan.strip_rows * plan.outputs
 
         def generate(ins: list[Expr], outs: list[Expr]) -> Stmt:
-            buffers = dict(zip(["data", *names], (T.buffer_proxy(item) for item in ins), strict=True))
-            result, partial, touched = (T.buffer_proxy(out) for out in outs)
+            buffers = dict(zip(["data", *names], (FlatBuffer(item) for item in ins), strict=True))
+            result, partial, touched = (FlatBuffer(out) for out in outs)
             with IRBuilder() as builder:
                 code = _Code(table, plan, buffers, partial, touched, sums)
                 code.emit(rows, data.shape[1], result, dtype)
@@ -378,8 +379,8 @@ class _Code:
         word = "int32" if self.table.value_type == "float32" else "int64"
         last = int64(self.plan.trees - 1)
         with T.seq_scope():
-            node = T.buffer_proxy(T.alloc_buffer([_LANES], "int64", scope="local"))
-            going = T.buffer_proxy(T.alloc_buffer([1], word, scope="local"))
+            node = FlatBuffer(T.alloc_buffer([_LANES], "int64", scope="local"))
+            going = FlatBuffer(T.alloc_buffer([1], word, scope="local"))
             for lane, tree in enumerate(trees):
                 inside = tree if valid is None else tirx.min(tree, last)
                 node[lane] = self.buffers["roots"][inside].astype("int64")
@@ -440,7 +441,7 @@ class _Code:
     def _in_set(self, value: Expr, number: Expr, asks: Expr, otherwise: Expr) -> Expr:
         """True if the value is in the numbered set, for a branch that tests membership."""
         starts, members = self.buffers["set_starts"], self.buffers["members"]
-        is_member = T.buffer_proxy(T.alloc_buffer([1], "int32", scope="local"))
+        is_member = FlatBuffer(T.alloc_buffer([1], "int32", scope="local"))
         is_member[0] = tirx.Select(otherwise, tirx.const(1, "int32"), tirx.const(0, "int32"))
         with T.If(asks), T.Then(), T.seq_scope():
             start, end = starts[number].astype("int64"), starts[number + int64(1)].astype("int64")
@@ -477,8 +478,8 @@ class _Code:
     def _combine(self, first: Expr, row: Expr, output: Expr, result: Buffer, dtype: str) -> None:
         """Combine the contributions of the blocks of trees to a row, in order; 0 if no leaf contributed."""
         plan = self.plan
-        total = T.buffer_proxy(T.alloc_buffer([1], self.sums, scope="local"))
-        known = T.buffer_proxy(T.alloc_buffer([1], "int8", scope="local"))
+        total = FlatBuffer(T.alloc_buffer([1], self.sums, scope="local"))
+        known = FlatBuffer(T.alloc_buffer([1], "int8", scope="local"))
         total[0] = tirx.const(0, self.sums)
         known[0] = tirx.const(0, "int8")
         with T.serial(0, int64(plan.blocks)) as block, T.seq_scope():
