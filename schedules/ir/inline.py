@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
-from schedules.ir.expression import buffers_loaded, constant_int, map_loads, nodes, substitute, uses
+from schedules.ir.expression import buffers_loaded, constant_int, expression, map_loads, nodes, substitute, uses
 from schedules.ir.lets import fresh_lets, hoisted_lets
 from schedules.ir.stages import Kernel, Opaque, Stage, shape_of
 from schedules.ir.tir import Buffer, Call, Expr, Node, Var, structural_equal, structural_map, tirx, tvm
@@ -153,13 +154,28 @@ def _few_repeats(stage: Stage, readers: Sequence[Any]) -> bool:
     for reader in readers:
         positions = len(_distinct_uses(reader.body.value, stage.body.buffer))
         evaluations = reader.points()
-        if points is None or evaluations is None:
-            repeats += positions if not reader.reduction else _MAX_CHEAP_REPEATS + 1
-        else:
+        if points is not None and evaluations is not None:
             repeats += positions * evaluations / max(points, 1)
+        elif reader.reduction:
+            repeats = math.inf
+        else:
+            repeats += positions * _repeats_of_dynamic(stage, reader)
     if expensive:
         return repeats <= 1.25
     return repeats <= (_MAX_CHEAP_REPEATS if cheap <= _MAX_CHEAP_OPERATIONS else 2.0)
+
+
+def _repeats_of_dynamic(stage: Stage, reader: Stage) -> float:
+    """How often a reader evaluates each point of a stage: the product of the extents that only the reader has, infinite
+    if one is dynamic; 1 if the stage has others."""
+    rest = [axis.extent for axis in reader.axes]
+    for axis in stage.axes:
+        same = [i for i, extent in enumerate(rest) if structural_equal(expression(extent), expression(axis.extent))]
+        if same:
+            del rest[same[0]]
+        elif axis.extent != 1:
+            return 1.0
+    return math.prod(extent if isinstance(extent, int) else math.inf for extent in rest)
 
 
 def _distinct_uses(value: Expr, buffer: Buffer) -> list[list[Expr]]:

@@ -250,13 +250,14 @@ def _resize_axis(context: NodeContext, data: relax.Expr, axis: AxisResize, sampl
         def place(position: Expr) -> Expr:
             return source_coordinate(TvmOperations, sampling, bound, position.astype("float32"))
 
-        taps_at = _linear_taps_at(bound, place) if _has_two_taps(sampling) else _tabulated_taps(sampling, bound, place)
+        linear = _has_two_taps(sampling)
+        taps_at = _tabulated_linear_taps(bound, place) if linear else _tabulated_taps(sampling, bound, place)
 
         def element(*indices: Expr) -> Expr:
             coordinate, taps = taps_at(indices[axis.axis])
             total: Expr = None
             for index, weight in taps:
-                source = [*indices[: axis.axis], limited_position(index, bound.before), *indices[axis.axis + 1 :]]
+                source = [*indices[: axis.axis], index, *indices[axis.axis + 1 :]]
                 term = tensor(*source) * weight.astype(tensor.dtype)
                 total = term if total is None else total + term
             if sampling.coordinates != "tf_crop_and_resize":
@@ -270,13 +271,24 @@ def _resize_axis(context: NodeContext, data: relax.Expr, axis: AxisResize, sampl
 
 
 TapsAt: TypeAlias = "Callable[[Expr], tuple[Expr, list[tuple[Expr, Expr]]]]"
-"""From the output position: its coordinate in the input, and (index, weight) of each tap."""
+"""From the output position: its coordinate in the input, and (index, int64, and weight) of each tap."""
 
 
-def _linear_taps_at(axis: AxisResize, coordinate: Callable[[Expr], Expr]) -> TapsAt:
+def _tabulated_linear_taps(axis: AxisResize, coordinate: Callable[[Expr], Expr]) -> TapsAt:
+    """The two taps, which the kernel computes once for each position: a row of elements is then gathered in vectors."""
+    places = te.compute((axis.after,), coordinate, name="places")
+
+    def table(tap: int, part: int) -> Tensor:
+        def entry(position: Expr) -> Expr:
+            index, weight = _linear_taps(TvmOperations, axis, places(position))[tap]
+            return weight if part else limited_position(index, axis.before)
+
+        return te.compute((axis.after,), entry, name=f"{('index', 'weight')[part]}{tap}")
+
+    tables = [(table(tap, 0), table(tap, 1)) for tap in range(2)]
+
     def taps_at(position: Expr) -> tuple[Expr, list[tuple[Expr, Expr]]]:
-        found = coordinate(position)
-        return found, _linear_taps(TvmOperations, axis, found)
+        return places(position), [(indices(position), weights(position)) for indices, weights in tables]
 
     return taps_at
 
@@ -307,7 +319,8 @@ def _tabulated_taps(sampling: Sampling, axis: AxisResize, coordinate: Callable[[
 
     def taps_at(position: Expr) -> tuple[Expr, list[tuple[Expr, Expr]]]:
         indices = [_clamped(ops, axis, tap(position, tirx.const(k, "int64"))[0]) for k in range(len(offsets))]
-        return places(position), [(index, weights(position, k)) for k, index in enumerate(indices)]
+        found = [limited_position(index, axis.before) for index in indices]
+        return places(position), [(index, weights(position, k)) for k, index in enumerate(found)]
 
     return taps_at
 
