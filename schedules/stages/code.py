@@ -130,8 +130,7 @@ def plain_code(plan: NestPlan, machine: Machine) -> Stmt:
 
     def body(values: list[Expr]) -> Stmt:
         mapping = {loop.var: value for loop, value in zip(nest.spatial, values, strict=True)}
-        inner = substitute(nest.stage.body, mapping)
-        inner = nested(nest.reduction, inner)
+        inner = substitute(nested(nest.reduction, nest.stage.body), mapping)
         init = None if nest.stage.init is None else substitute(nest.stage.init, mapping)
         return inner if init is None else sequence([init, inner])
 

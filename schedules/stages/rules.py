@@ -216,8 +216,12 @@ class PartialReduction:
 def partial_reduction(stage: Stage, plan: StagePlan, machine: Machine) -> PartialReduction | None:
     """A reduction in two steps; None if its results are enough tasks, or threads do not pay off. `plan`: the plan of
     the stage in one step."""
+    if len(plan.nests) != 1 or plan.nests[0].reduction is None or machine.cores == 1:
+        return None
+    if stage.points() is None:
+        stage = plan.nests[0].nest.stage  # the length of a part is dynamic, which is never merged into another loop
     reduction = reduction_of(stage)
-    if reduction is None or len(plan.nests) != 1 or plan.nests[0].reduction is None or machine.cores == 1:
+    if reduction is None:
         return None
     threads = pays_off(work([axis.extent for axis in stage.axes], stage.body), machine)
     if threads is False:

@@ -56,6 +56,8 @@ CASES: list[tuple[Build, Callable[[Array], Array]]] = [
     (one(lambda x: op.nn.softmax(x, -1)), softmax),
     (one(lambda x: op.sum(x, [3])), lambda x: x.sum(3, dtype="float64")),
     (one(lambda x: op.max(x, [2, 3])), lambda x: x.max((2, 3))),
+    (one(op.max), lambda x: x.max()),
+    (one(lambda x: op.sum(op.exp(x), [0, 1, 3])), lambda x: np.exp(x.astype("float64")).sum((0, 1, 3))),
     (one(lambda x: op.exp(op.nn.pad(x, [0, 0, 0, 0, 1, 2, 3, 0]))), padded_exp),
 ]
 
