@@ -3,7 +3,7 @@
 Sizes come from the importer, TVM's type inference, and the expressions of its kernels: `(n + 2 - 3) // 2 + 1`, `(n -
 1) // 2 + 1` and `(n + 1) // 2` are one size. TVM compares them structurally when it fuses kernels, and operators on
 equal shapes are lowered to simpler kernels than those that may broadcast. Kernel buffers get the sizes of the
-tensors passed to them, in the same spelling.
+tensors passed to them, in the same spelling; variables that are one size at the call become one.
 """
 
 from __future__ import annotations
@@ -174,11 +174,13 @@ class _Spelling:
     Attributes:
         shapes: shapes of the buffers that the kernel spells differently, by parameter position.
         more: the call's sizes that have no variable in the kernel, with their new variables.
+        same: variables of the kernel's shapes that are one size at the call, with the first of them.
     """
 
     def __init__(self, kernel: PrimFunc, call: Call) -> None:
         self.shapes: dict[int, list[Expr]] = {}
         self.more: dict[Var, Var] = {}
+        self.same: dict[Var, Var] = {}
         self._own: dict[Var, Var] = {}
         if not isinstance(kernel, tirx.PrimFunc):
             return
@@ -192,7 +194,12 @@ class _Spelling:
         for parameter, argument in zip(kernel.params, arguments, strict=False):
             if not tirx.is_buffer_var(parameter):
                 values.setdefault(parameter, argument)
-        self._own = {value: var for var, value in values.items() if isinstance(value, Var)}
+        first: dict[StructuralKey, Var] = {}
+        of_shapes = [(var, value) for var, value in values.items() if not any(map(var.same_as, kernel.params))]
+        for var, value in of_shapes:
+            if not isinstance(value, tirx.IntImm) and first.setdefault(StructuralKey(value), var) is not var:
+                self.same[var] = first[StructuralKey(value)]
+        self._own = {value: var for var, value in values.items() if isinstance(value, Var) and var not in self.same}
         for position, (kernel_shape, call_shape) in pairs.items():
             if not all(
                 self._is_spelled_so(size, call_size, values)
@@ -205,7 +212,7 @@ class _Spelling:
 
     @property
     def differs(self) -> bool:
-        return bool(self.shapes)
+        return bool(self.shapes or self.same)
 
     @staticmethod
     def _pairs(kernel: PrimFunc, call: Call) -> dict[int, tuple[list[Expr], list[Expr]]]:
@@ -234,7 +241,7 @@ class _Spelling:
     def key(self) -> tuple[object, ...]:
         """Key that is equal for calls that spell all sizes alike."""
         shapes = [(position, *map(StructuralKey, shape)) for position, shape in self.shapes.items()]
-        return (*shapes, *(var.name for var in self.more))
+        return (*shapes, *(var.name for var in self.more), *(var.name for var in self.same))
 
 
 def _respelled(kernel: PrimFunc, spelling: _Spelling, arguments: int) -> PrimFunc:
@@ -242,6 +249,7 @@ def _respelled(kernel: PrimFunc, spelling: _Spelling, arguments: int) -> PrimFun
     shapes = {kernel.params[position]: shape for position, shape in spelling.shapes.items()}
     types = {StructuralKey(buffer.ty): _of_shape(buffer.ty, shape) for buffer, shape in shapes.items()}
     changed = structural_map(kernel, (tirx.BufferType, lambda ty: types.get(StructuralKey(ty), ty)))
+    changed = structural_map(changed, (Var, lambda var: spelling.same.get(var, var))) if spelling.same else changed
     parameters = [*changed.params[:arguments], *spelling.more.values(), *changed.params[arguments:]]
     return tirx.PrimFunc(parameters, changed.body, changed.ret_type, changed.attrs, changed.span)
 

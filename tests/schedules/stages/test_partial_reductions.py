@@ -80,6 +80,13 @@ def test_sums_and_maxima(shape: tuple[int, ...], axes: list[int], target: str) -
         np.testing.assert_array_equal(each, array.max(tuple(axes)))
 
 
+@pytest.mark.parametrize("size", [1, 63, 300_001])
+def test_sum_of_an_unknown_number_of_pairs(size: int, target: str) -> None:
+    array = np.random.default_rng(size).standard_normal((size, 2)).astype("float32")
+    for each in _results(_sum([0, 1]), array, [tirx.Var("n", "int64"), 2], target).values():
+        assert abs(each - array.sum(dtype="float64")) <= 1e-6 * np.abs(array).sum(dtype="float64")
+
+
 @pytest.mark.parametrize("size", [1, 63, 16_384, 1_234_567])
 def test_sum_of_unknown_length(size: int, target: str) -> None:
     array = np.random.default_rng(size).standard_normal((2, size)).astype("float32")

@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+import onnx
+import onnx.numpy_helper
+import onnx.parser
+import onnxruntime
 import pytest
 import torch
 from torch import nn
@@ -97,3 +101,26 @@ def test_sizes_that_are_equal_by_different_ways_compile_at_two_dynamic_dimension
         with torch.no_grad():
             expected = net(x).numpy()
         np.testing.assert_allclose(module.run({"x": x.numpy()})["output_0"], expected, atol=2e-5)
+
+
+def test_one_size_that_a_kernel_names_twice() -> None:
+    """Batch and length are one symbol; the kernel that interleaves phases reads both from its operand and its result's
+    formula."""
+    model = onnx.parser.parse_model("""
+        <ir_version: 10, opset_import: ["": 18]>
+        graph (float[k,6,k] x) => (float[?,?,?] y)
+        {
+            doubled = Mean (x, x)
+            halved = Conv <auto_pad = "SAME_UPPER", strides = [2]> (doubled, filters, bias)
+            y = ConvTranspose <strides = [1]> (halved, taps)
+        }
+    """)
+    generator = np.random.default_rng(0)
+    for value, shape in (("filters", (5, 6, 1)), ("bias", (5,)), ("taps", (5, 2, 2))):
+        numbers = generator.standard_normal(shape).astype("float32")
+        model.graph.initializer.append(onnx.numpy_helper.from_array(numbers, value))
+    module = compiler.compile(model, progress=None)
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    for size in (1, 4, 9):
+        x = generator.standard_normal((size, 6, size)).astype("float32")
+        np.testing.assert_allclose(module.run({"x": x})["y"], session.run(None, {"x": x})[0], rtol=1e-4, atol=1e-5)
