@@ -47,7 +47,7 @@ class Row:
 
 def cases() -> dict[str, Case]:
     """Return the cases by name."""
-    return {**_selections(), **_images(), **_loops()}
+    return {**_selections(), **_images(), **_dynamic(), **_loops()}
 
 
 def _random(*shape: int, seed: int = 0) -> Array:
@@ -113,6 +113,39 @@ def _images() -> dict[str, Case]:
         found[f"Col2Im {kernel}x{kernel}, stride {stride}"] = Case(
             text, {"x": _random(1, channels * kernel * kernel, places)}
         )
+    return found
+
+
+_LONG, _SHORT = (1, 32, 217, 221), (1, 32, 1500, 23)
+
+
+def _dynamic() -> dict[str, Case]:
+    """Operators on tensors of dynamic height and width, at odd sizes."""
+    found = {}
+    sides = "<int64[8] pads = {0, 0, 4, 4, 0, 0, 4, 4}>"
+    filters = "w = ConstantOfShape<value = float[1] {0.5}>(s)"
+    twice = "<float[4] scales = {1, 1, 2, 2}>"
+    for name, shape, constants, nodes in (
+        ("Sigmoid, short rows", _SHORT, "", "y = Sigmoid(x)"),
+        ("Softmax, short rows", _SHORT, "", "y = Softmax(x)"),
+        ("Softmax", _LONG, "", "y = Softmax(x)"),
+        ("Pad", _LONG, sides, "y = Pad(x, pads)"),
+        ("Pad by reflection", _LONG, sides, 'y = Pad<mode="reflect">(x, pads)'),
+        ("Pad by edges", _LONG, sides, 'y = Pad<mode="edge">(x, pads)'),
+        ("Concat of rows", _LONG, "", "r = Relu(x) y = Concat<axis=3>(x, r)"),
+        ("Slice of rows", _LONG, "<int64[1] a = {3}, int64[1] b = {-5}>", "y = Slice(x, a, b, a)"),
+        ("CumSum of rows", _LONG, "<int64 a = {3}>", "y = CumSum(x, a)"),
+        ("Resize linear to twice", _LONG, twice, 'y = Resize<mode="linear">(x, , scales)'),
+        ("MaxPool 3x3, stride 2", _LONG, "", "y = MaxPool<kernel_shape=[3,3], strides=[2,2], pads=[1,1,1,1]>(x)"),
+        (
+            "ConvTranspose 2x2",
+            _LONG,
+            "<int64[4] s = {32, 16, 2, 2}>",
+            f"{filters} y = ConvTranspose<strides=[2,2]>(x, w)",
+        ),
+    ):
+        text = f"(float[1,32,h,w] x) => (float[?,?,?,?] y) {constants} {{ {nodes} }}"
+        found[f"Dynamic {name}"] = Case(text, {"x": _random(*shape)})
     return found
 
 
