@@ -192,10 +192,9 @@ def in_vectors_of_halves(extent: Expr, lanes: int, write: Callable[[Expr, int], 
     """`write(start, count)` over an extent that is known when the kernel runs: full vectors, then at most one of half
     their length, of a quarter and so on."""
     dtype = str(extent.ty)
-    done = tirx.FloorDiv(extent, index(lanes, dtype)) * lanes
-    parts = [
-        repeat("vector", tirx.FloorDiv(extent, index(lanes, dtype)), lambda i: write(i * lanes, lanes), dtype=dtype)
-    ]
+    full = tirx.FloorDiv(extent, index(lanes, dtype))
+    parts = [repeat("vector", full, lambda i: write(i * lanes, lanes), dtype=dtype)]
+    done = full * lanes
     while lanes > 1:
         lanes //= 2
         parts.append(tirx.IfThenElse(extent - done >= lanes, write(done, lanes), None))

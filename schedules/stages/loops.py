@@ -419,10 +419,8 @@ def _switch(stage: Stage, position: int) -> _Switch | None:
     points = [point for access in accesses_of(stage.body) for point in access.indices]
     limits = [each for point in points for each in nodes(point, tirx.Min, tirx.Max)]
     chosen = [each.condition for point in points for each in nodes(point, tirx.Select)]
-    compared = [each for condition in chosen for each in nodes(condition, *_COMPARISONS)]
-    for node in [*_in_conditions(stage, *_COMPARISONS), *compared, *limits]:
-        if type(node) not in _ORDERS:
-            continue
+    compared = [each for condition in chosen for each in nodes(condition, *_REVERSED)]
+    for node in [*_in_conditions(stage, *_REVERSED), *compared, *limits]:
         difference = node.a - node.b
         factor = coefficient_of(difference, var)
         if factor not in (1, -1):
