@@ -21,19 +21,10 @@ from schedules.ir.tvm_types import Expr, Var
 def normalize(mod: IRModule, context: PipelineContext) -> IRModule:
     """Operands are variables, constants or shapes; pure calls are in dataflow blocks.
 
-    TVM replaces a size named by a match_cast by its defining expression, but not in the match_cast itself. If the two
-    then disagree, as after a branch, all such names are replaced first.
+    TVM replaces a size named by a match_cast by its defining expression in what follows, but not in the match_cast
+    itself, and types inferred later disagree. So all names of known sizes are replaced first.
     """
-    result = _normalized(mod)
-    return result if _is_consistent(result) else _normalized(_without_names(mod))
-
-
-def _is_consistent(mod: IRModule) -> bool:
-    try:
-        relax.analysis.well_formed(mod, False)
-    except ValueError:  # validation, whose result is not returned
-        return False
-    return True
+    return _normalized(_without_names(mod))
 
 
 def _normalized(mod: IRModule) -> IRModule:
@@ -67,7 +58,7 @@ def _computed(function: relax.Function) -> relax.Function:
                 sizes[name] = structural_map(size, (tvm.ir.Var, size_of))
 
     structural_walk(function, [(relax.MatchCast, see)])
-    return structural_map(function, (tvm.ir.Var, size_of))
+    return function if not sizes else structural_map(function, (tvm.ir.Var, size_of))
 
 
 @graph_pass("track-nodes", summary="Record which model nodes each binding computes")
