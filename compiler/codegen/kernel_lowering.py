@@ -1,6 +1,6 @@
-"""TVM's lowering of kernels with six changes: unnecessary argument checks are removed, register tiles are on the stack,
-vectors keep the lengths that rules chose, indices contain no Let, boolean scratch buffers hold bytes, and kernels call
-others by symbol.
+"""TVM's lowering of kernels with seven changes: unnecessary argument checks are removed, register tiles are on the
+stack, vectors keep the lengths that rules chose, ends of rows are masked vectors, indices contain no Let, boolean
+scratch buffers hold bytes, and kernels call others by symbol.
 
 A kernel is only called by its own module, with tensors that the virtual machine has created or checked. TVM still
 checks the type, rank, element type, device and strides of each argument, each with a message that contains the whole
@@ -36,6 +36,7 @@ from typing import Any
 
 from schedules.codegen.nest import CHUNKED
 from schedules.instructions.finish import with_import
+from schedules.instructions.masks import with_masked_accesses
 from schedules.ir.expression import DIVISIONS, buffers_loaded, constant_int, substitute
 from schedules.ir.inline import call_name
 from schedules.ir.lets import inlined_divisions, kept_differences, opaque_floats
@@ -63,7 +64,9 @@ def _pipeline() -> tuple[tvm.transform.Pass, tvm.transform.Pass, Callable[[], tv
         # variable. Its vectorizer needs one occurrence, and BF16ComputeLegalize copies the values that it rounds.
         legal = tirx.transform.BF16ComputeLegalize()(mod)
         unique = _rewritten(tirx.transform.ConvertSSA()(legal), lambda body: bytes_for_booleans(kept_differences(body)))
-        return _rewritten(fixed(unique), lambda body: _on_stack(_divisible(_unchecked(_without_scopes(body)))))
+        return _rewritten(
+            fixed(unique), lambda body: with_masked_accesses(_on_stack(_divisible(_unchecked(_without_scopes(body)))))
+        )
 
     @tvm.transform.module_pass(opt_level=0, name="FinishKernels")
     def finished(mod: tvm.IRModule, _context: object) -> tvm.IRModule:

@@ -12,6 +12,7 @@ from tvm.ir import IRModule
 from tvm.sym import Analyzer
 from tvm_ffi import structural_equal
 
+from compiler.codegen.kernel_lowering import PIPELINE
 from compiler.errors import OptionError, VerificationError
 from compiler.passes.context import PipelineContext
 from compiler.passes.registry import GraphPass
@@ -100,7 +101,8 @@ class PassVerifier:
                 mod = graph_pass(mod, self._context)
         target = self._context.target
         tvm_target = tvm.target.Target(plain_cpu()) if target is None else target.tvm_target()
-        machine = relax.VirtualMachine(relax.build(mod, tvm_target, relax_pipeline=None), tvm.cpu())
+        executable = relax.build(mod, tvm_target, relax_pipeline=None, tir_pipeline=PIPELINE)
+        machine = relax.VirtualMachine(executable, tvm.cpu())
         count = len(mod["main"].params) - len(self._inputs)
         parameters = list(self._context.parameters.values()) if count else []
         return flatten(machine["main"](*(tvm.runtime.tensor(each) for each in [*self._inputs, *parameters])))

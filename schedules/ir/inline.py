@@ -19,7 +19,7 @@ _MAX_NODES = 600
 # Chains of functions that read their operand several times grow exponentially: beyond this, none is inlined.
 _MAX_EXPANDED = 3000
 
-_EXPENSIVE_CALLS = frozenset(
+EXPENSIVE_CALLS = frozenset(
     f"tirx.{name}"
     for name in (
         *("exp", "exp2", "log", "log2", "log1p", "tanh", "erf", "sigmoid", "pow", "sqrt", "rsqrt", "fmod"),
@@ -40,7 +40,7 @@ def operations(root: Node) -> tuple[int, int]:
     """(arithmetic operations, expensive ones: elementary functions and floating-point divisions) below `root`."""
     numeric = (tirx.Add, tirx.Sub, tirx.Mul, tirx.Div, tirx.Min, tirx.Max, tirx.FloorDiv, tirx.FloorMod)
     found = nodes(root, *numeric, tirx.Select, tirx.Shuffle, tvm.ir.Call)
-    return len(found), sum(isinstance(node, tirx.Div) or call_name(node) in _EXPENSIVE_CALLS for node in found)
+    return len(found), sum(isinstance(node, tirx.Div) or call_name(node) in EXPENSIVE_CALLS for node in found)
 
 
 def has_branch(root: Node) -> bool:

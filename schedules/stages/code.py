@@ -4,14 +4,17 @@ accumulators."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
-from schedules.codegen.nest import Extent, parallel_grid, repeat, sequence, split_repeat
-from schedules.ir.expression import expression, index, substitute, uses
+from schedules.codegen.nest import Extent, loop, parallel_grid, repeat, sequence, split_repeat
+from schedules.instructions.masks import is_valid, masked_accesses
+from schedules.ir.expression import expression, index, nodes, substitute, uses
+from schedules.ir.inline import EXPENSIVE_CALLS, call_name, has_branch
 from schedules.ir.numbers import ceil_div
 from schedules.ir.reduction import Reduction
 from schedules.ir.stages import Stage, product
-from schedules.ir.tir import VECTORIZED, Expr, Index, Node, Stmt, Var, tirx
+from schedules.ir.tir import VECTORIZED, Buffer, Expr, Index, Node, Stmt, Var, structural_map, tirx, tvm
 from schedules.machine import Machine
 from schedules.stages.lanes import StridedLoads, picked, ramp
 from schedules.stages.loops import Loop
@@ -52,16 +55,35 @@ def _nest_code(plan: NestPlan, machine: Machine) -> Stmt:
 
 # For an axis of unknown length: a few hundred cycles.
 _VECTORS_OF_A_RUN = 64
-Write = Callable[[Expr, int, Mapping[Any, Expr]], Stmt]
+Write = Callable[[Expr, int, Mapping[Any, Expr], "Expr | None"], Stmt]
+"""Code for `count` elements from a start, at a position of the other loops; of the last, only some are valid if given.
+"""
 
 
 def elementwise_code(plan: NestPlan, machine: Machine) -> Stmt:
     """Vectors along the plan's axis."""
     axis = plan.axis
     assert axis is not None
-    return over_axis(
-        plan, axis, machine, lambda at, count, rest: _vector_store(plan, axis, at, count, rest), plan.lanes
-    )
+    values, body = _hoisted_calls(plan.nest.stage.body, axis.var)
+    return over_axis(plan, axis, machine, partial(_vector_store, plan, axis, body), plan.lanes, values)
+
+
+def _hoisted_calls(body: Stmt, var: Var) -> tuple[dict[Var, Expr], Stmt]:
+    """The elementary functions of a body that are the same along `var`, by new variables, and the body with these.
+
+    LLVM would not hoist them: their constants are in memory, which the body might store to.
+    """
+    values: dict[Var, Expr] = {}
+    inside = [var, *(let.var for let in nodes(body, tirx.Let))]
+
+    def hoisted(call: Expr) -> Expr:
+        if call_name(call) not in EXPENSIVE_CALLS or any(uses(call, each) for each in inside):
+            return call
+        value = tirx.Var("invariant", str(call.ty))
+        values[value] = call
+        return value
+
+    return values, body if has_branch(body) else structural_map(body, (tvm.ir.Call, hoisted))
 
 
 def interleaved_code(plan: NestPlan, machine: Machine) -> Stmt:
@@ -69,7 +91,7 @@ def interleaved_code(plan: NestPlan, machine: Machine) -> Stmt:
     axis = plan.axis
     assert axis is not None
 
-    def write(at: Expr, count: int, rest: Mapping[Var, Expr]) -> Stmt:
+    def write(at: Expr, count: int, rest: Mapping[Var, Expr], _valid: None) -> Stmt:
         def vector(start: Index, lanes: int) -> Stmt:
             return _interleaved(plan, axis, at + start, lanes, rest)
 
@@ -106,22 +128,41 @@ def _interleaved(plan: NestPlan, axis: Loop, start: Expr, lanes: int, rest: Mapp
     return sequence(statements)
 
 
-def _vector_store(plan: NestPlan, axis: Loop, at: Expr, count: int, rest: Mapping[Var, Expr]) -> Stmt:
-    """`count` elements starting at `at`, in whole vectors and a shorter one."""
-
+def _vector_store(
+    plan: NestPlan,
+    axis: Loop,
+    body: Stmt,
+    at: Expr,
+    count: int,
+    rest: Mapping[Var, Expr],
+    valid: Expr | None,
+) -> Stmt:
+    """`count` elements starting at `at`, in whole vectors and a shorter or masked one."""
     apart = StridedLoads(plan.nest, axis)
     dtype = str(axis.var.ty)
 
     def store(first: Index, lanes: int) -> Stmt:
         start = at + first
+        lanes, few = end_of_axis(plan, lanes, valid, dtype)
+        if few is not None:
+            lane = tirx.Var("lane", dtype)
+            masked = masked_accesses(body, axis.var, is_valid(lane, few), plan.whole)
+            return loop(lane, lanes, substitute(masked, {**rest, axis.var: start + lane}), VECTORIZED)
         statements, buffers = apart.read(start, lanes, rest)
 
         def element(lane: Expr) -> Stmt:
-            return substitute(apart.placed(plan.nest.stage.body, buffers, lane), {**rest, axis.var: start + lane})
+            return substitute(apart.placed(body, buffers, lane), {**rest, axis.var: start + lane})
 
         return sequence([*statements, repeat("lane", lanes, element, VECTORIZED, dtype)])
 
     return split_repeat("vector", count, plan.lanes, store, dtype)
+
+
+def end_of_axis(plan: NestPlan, count: int, valid: Expr | None, dtype: str) -> tuple[int, Expr | None]:
+    """(elements, valid ones) of a vector of `count`: a masked one, if the count is known and not a power of 2."""
+    if plan.masked and count < plan.lanes and count & (count - 1):
+        return plan.lanes, index(count, dtype)
+    return count, valid
 
 
 def plain_code(plan: NestPlan, machine: Machine) -> Stmt:
@@ -137,48 +178,58 @@ def plain_code(plan: NestPlan, machine: Machine) -> Stmt:
     return parallel_grid(extents_of(nest.spatial), body, machine, parallel=plan.threads, cycles=plan.cycles)
 
 
-def over_axis(plan: NestPlan, axis: Loop, machine: Machine, write: Write, step: int) -> Stmt:
-    """Call `write(start, count, values of the other spatial loops)` over all spatial loops.
+def over_axis(
+    plan: NestPlan, axis: Loop, machine: Machine, write: Write, step: int, values: Mapping[Var, Expr] | None = None
+) -> Stmt:
+    """Call `write(start, count, values of the other spatial loops, None)` over all spatial loops.
 
-    The axis is split into runs, multiples of `step`, if the others are too short to keep every thread busy.
+    The axis is split into runs, multiples of `step`, if the others are too short to keep every thread busy. `values`
+    are computed before the axis.
     """
     outer = [loop for loop in plan.nest.spatial if loop is not axis]
     dtype = str(axis.var.ty)
     if not isinstance(axis.extent, int):
-        return _over_symbolic(plan, axis, outer, machine, write)
+        return _over_symbolic(plan, axis, outer, machine, write, values or {})
     run = axis.extent
     if plan.threads is not False and product(loop.extent for loop in outer) is not None:
         found = split_nest([loop.extent for loop in outer], machine, plan.cycles, ceil_div(axis.extent, step))
         run = min(run, found.run * step)
     full_runs, remaining = divmod(axis.extent, run)
 
-    def body(values: list[Expr]) -> Stmt:
-        mapping = {loop.var: value for loop, value in zip(outer, values[: len(outer)], strict=True)}
+    def body(at: list[Expr]) -> Stmt:
+        mapping = {loop.var: value for loop, value in zip(outer, at[: len(outer)], strict=True)}
+        computed = [tirx.Bind(var, substitute(value, mapping)) for var, value in (values or {}).items()]
         if run == axis.extent:
-            return write(index(0, dtype), run, mapping)
-        here = write(values[-1] * run, run, mapping)
+            return sequence([*computed, write(index(0, dtype), run, mapping, None)])
+        here = write(at[-1] * run, run, mapping, None)
         if not remaining:
-            return here
-        return tirx.IfThenElse(values[-1] < full_runs, here, write(index(full_runs * run, dtype), remaining, mapping))
+            return sequence([*computed, here])
+        last = write(index(full_runs * run, dtype), remaining, mapping, None)
+        return sequence([*computed, tirx.IfThenElse(at[-1] < full_runs, here, last)])
 
     runs = [Extent(f"{axis.var.name}_run", full_runs + (remaining > 0), dtype)] if run < axis.extent else []
     return parallel_grid([*extents_of(outer), *runs], body, machine, parallel=plan.threads, cycles=plan.cycles)
 
 
-def _over_symbolic(plan: NestPlan, axis: Loop, outer: Sequence[Loop], machine: Machine, write: Write) -> Stmt:
-    """Loops over full vectors, then shorter ones, of the axis or of a run of it."""
+def _over_symbolic(
+    plan: NestPlan, axis: Loop, outer: Sequence[Loop], machine: Machine, write: Write, values: Mapping[Var, Expr]
+) -> Stmt:
+    """Loops over full vectors, then a masked one or shorter ones, of the axis or of a run of it."""
     dtype = str(axis.var.ty)
+    in_vectors = in_masked_vectors if plan.masked else in_vectors_of_halves
 
     def stretch(start: Expr, length: Expr, mapping: Mapping[Any, Expr]) -> Stmt:
-        return in_vectors_of_halves(length, plan.lanes, lambda at, count: write(start + at, count, mapping))
+        return in_vectors(length, plan.lanes, lambda at, count, valid: write(start + at, count, mapping, valid))
 
-    def body(values: list[Expr]) -> Stmt:
-        mapping = {loop.var: value for loop, value in zip(outer, values[: len(outer)], strict=True)}
+    def body(at: list[Expr]) -> Stmt:
+        mapping = {loop.var: value for loop, value in zip(outer, at[: len(outer)], strict=True)}
         extent = substitute(axis.extent, mapping)
-        if not runs:
-            return stretch(index(0, dtype), extent, mapping)
-        start = values[-1] * run
-        return stretch(start, tirx.Min(run, extent - start), mapping)
+        start = at[-1] * run if runs else index(0, dtype)
+        code = stretch(start, tirx.Min(run, extent - start) if runs else extent, mapping)
+        if not values:
+            return code
+        computed = [tirx.Bind(var, substitute(value, mapping)) for var, value in values.items()]
+        return tirx.IfThenElse(extent > 0, sequence([*computed, code]), None)
 
     run = index(_VECTORS_OF_A_RUN * plan.lanes, dtype)
     runs = []
@@ -188,18 +239,33 @@ def _over_symbolic(plan: NestPlan, axis: Loop, outer: Sequence[Loop], machine: M
     return parallel_grid([*extents_of(outer), *runs], body, machine, parallel=plan.threads, cycles=plan.cycles)
 
 
-def in_vectors_of_halves(extent: Expr, lanes: int, write: Callable[[Expr, int], Stmt]) -> Stmt:
-    """`write(start, count)` over an extent that is known when the kernel runs: full vectors, then at most one of half
-    their length, of a quarter and so on."""
-    dtype = str(extent.ty)
-    full = tirx.FloorDiv(extent, index(lanes, dtype))
-    parts = [repeat("vector", full, lambda i: write(i * lanes, lanes), dtype=dtype)]
-    done = full * lanes
+WritePart = Callable[[Expr, int, "Expr | None"], Stmt]
+
+
+def in_masked_vectors(extent: Expr, lanes: int, write: WritePart) -> Stmt:
+    """`write(start, count, valid)` over an extent that is known when the kernel runs: full vectors, then one of which
+    some lanes are valid."""
+    full, done = _full_vectors(extent, lanes, write)
+    return sequence([full, tirx.IfThenElse(extent - done > 0, write(done, lanes, extent - done), None)])
+
+
+def in_vectors_of_halves(extent: Expr, lanes: int, write: WritePart) -> Stmt:
+    """`write(start, count, None)` over an extent that is known when the kernel runs: full vectors, then at most one of
+    half their length, of a quarter and so on."""
+    full, done = _full_vectors(extent, lanes, write)
+    parts = [full]
     while lanes > 1:
         lanes //= 2
-        parts.append(tirx.IfThenElse(extent - done >= lanes, write(done, lanes), None))
-        done = tirx.FloorDiv(extent, index(lanes, dtype)) * lanes
+        parts.append(tirx.IfThenElse(extent - done >= lanes, write(done, lanes, None), None))
+        done = tirx.FloorDiv(extent, index(lanes, str(extent.ty))) * lanes
     return sequence(parts)
+
+
+def _full_vectors(extent: Expr, lanes: int, write: WritePart) -> tuple[Stmt, Expr]:
+    """The loop over full vectors, and where it ends."""
+    dtype = str(extent.ty)
+    full = tirx.FloorDiv(extent, index(lanes, dtype))
+    return repeat("vector", full, lambda i: write(i * lanes, lanes, None), dtype=dtype), full * lanes
 
 
 def _needs_runs(plan: NestPlan, axis: Loop, others: Sequence[Loop], machine: Machine) -> bool:
@@ -211,11 +277,9 @@ def _needs_runs(plan: NestPlan, axis: Loop, others: Sequence[Loop], machine: Mac
 
 def nested(inner_loops: Sequence[Loop], body: Stmt) -> Stmt:
     """Serial loops with fresh variables, since a body may be emitted more than once."""
-    for loop in reversed(inner_loops):
-        fresh = tirx.Var(str(loop.var.name), str(loop.var.ty))
-        dtype = str(loop.var.ty)
-        extent = index(loop.extent, dtype) if isinstance(loop.extent, int) else loop.extent
-        body = tirx.For(fresh, index(0, dtype), extent, tirx.ForKind.SERIAL, substitute(body, {loop.var: fresh}))
+    for each in reversed(inner_loops):
+        fresh = tirx.Var(str(each.var.name), str(each.var.ty))
+        body = loop(fresh, each.extent, substitute(body, {each.var: fresh}))
     return body
 
 
@@ -249,7 +313,7 @@ class _Reduction:
                 axis,
                 self.machine,
                 # In a partial reduction, the length of a part depends on its number.
-                lambda at, count, rest: substitute(self._across(reduction, axis, at, count, rest), rest),
+                lambda at, count, rest, valid: substitute(self._across(reduction, axis, at, count, rest, valid), rest),
                 step,
             )
 
@@ -260,7 +324,9 @@ class _Reduction:
         extents = extents_of(self.nest.spatial)
         return parallel_grid(extents, result, self.machine, parallel=plan.threads, cycles=plan.cycles)
 
-    def _across(self, reduction: Reduction, axis: Loop, at: Expr, count: int, rest: Mapping[Var, Expr]) -> Stmt:
+    def _across(
+        self, reduction: Reduction, axis: Loop, at: Expr, count: int, rest: Mapping[Var, Expr], valid: Expr | None
+    ) -> Stmt:
         """`count` neighboring results, one per lane."""
         dtype = str(axis.var.ty)
         group = self.lanes * _ACCUMULATORS
@@ -268,31 +334,35 @@ class _Reduction:
         def some(start: Index, size: int) -> Stmt:
             vectors = size // self.lanes * self.lanes
             parts = [(start, vectors), (start + vectors, size - vectors)]
-            return sequence([self._lane_sums(reduction, axis, at + first, n, rest) for first, n in parts if n])
+            return sequence([self._lane_sums(reduction, axis, at + first, n, rest, valid) for first, n in parts if n])
 
         return split_repeat("group", count, group, some, dtype)
 
-    def _lane_sums(self, reduction: Reduction, axis: Loop, at: Expr, count: int, rest: Mapping[Var, Expr]) -> Stmt:
+    def _lane_sums(
+        self, reduction: Reduction, axis: Loop, at: Expr, count: int, rest: Mapping[Var, Expr], valid: Expr | None
+    ) -> Stmt:
         """At most `_ACCUMULATORS` vectors of results, held in registers while summing."""
         dtype = str(axis.var.ty)
+        count, valid = end_of_axis(self.plan, count, valid, dtype)
         lanes = min(self.lanes, count)
         totals = tirx.decl_buffer([count], reduction.dtype, "accumulator", scope="local", layout=None)
 
-        def each(make: Callable[[Expr, Expr], Stmt]) -> Stmt:
-            """`make(position in held, position in the axis)` for all of them."""
+        def masked(root: Node, lane: Expr) -> Node:
+            return root if valid is None else masked_accesses(root, axis.var, is_valid(lane, valid), self.plan.whole)
+
+        def each(make: Callable[[Expr], Stmt]) -> Stmt:
+            """`make(position in held)`, at the position in the axis, for all of them."""
 
             def vector(u: Index) -> Stmt:
                 def element(lane: Expr) -> Stmt:
-                    return make(expression(u * lanes + lane, dtype), at + u * lanes + lane)
+                    store = masked(make(expression(u * lanes + lane, dtype)), lane)
+                    return substitute(store, {**rest, axis.var: at + u * lanes + lane})
 
                 return repeat("lane", lanes, element, VECTORIZED, dtype)
 
             return repeat("register", count // lanes, vector, UNROLLED, dtype)
 
-        def at_point(expr: Node, point: Expr) -> Node:
-            return substitute(expr, {**rest, axis.var: point})
-
-        start = each(lambda i, point: tirx.BufferStore(totals, at_point(reduction.start, point), [i]))
+        start = each(lambda i: tirx.BufferStore(totals, reduction.start, [i]))
         apart = StridedLoads(self.nest, axis)
 
         def update(u: int) -> Stmt:
@@ -302,16 +372,16 @@ class _Reduction:
             def add(lane: Expr) -> Stmt:
                 position = expression(u * lanes + lane, dtype)
                 total = tirx.BufferLoad(totals, [position])
-                value = at_point(apart.placed(reduction.value, read, lane), at + u * lanes + lane)
+                value = masked(apart.placed(reduction.value, read, lane), lane)
+                value = substitute(value, {**rest, axis.var: at + u * lanes + lane})
                 return tirx.BufferStore(totals, reduction.combiner.combine(total, value), [position])
 
             return sequence([*statements, repeat("lane", lanes, add, VECTORIZED, dtype)])
 
         updates = sequence([update(u) for u in range(count // lanes)])
         write = each(
-            lambda i, point: at_point(
-                tirx.BufferStore(reduction.store.buffer, tirx.BufferLoad(totals, [i]), list(reduction.store.indices)),
-                point,
+            lambda i: tirx.BufferStore(
+                reduction.store.buffer, tirx.BufferLoad(totals, [i]), list(reduction.store.indices)
             )
         )
         return sequence([tirx.AllocBuffer(totals), start, nested(self.nest.reduction, updates), write])
@@ -323,56 +393,72 @@ class _Reduction:
         static = isinstance(axis.extent, int)
         registers = min(_ACCUMULATORS, axis.extent // lanes) if static else _ACCUMULATORS
         group = lanes * registers
-        totals = tirx.decl_buffer([group], reduction.dtype, "accumulator", scope="local", layout=None)
+        outer = [loop for loop in self.nest.reduction if loop is not axis]
+        # A sum of unknown length, which may be short, has a single accumulator beside those of whole groups.
+        single = not static and not outer
+        groups = tirx.decl_buffer([group], reduction.dtype, "accumulator", scope="local", layout=None)
+        totals = tirx.decl_buffer([lanes], reduction.dtype, "total", scope="local", layout=None) if single else groups
         combine = reduction.combiner.combine
-
-        def load(i: Expr) -> Expr:
-            return tirx.BufferLoad(totals, [i])
+        identity = substitute(reduction.identity(), rest)
 
         def vector(count: int, make: Callable[[Expr], Stmt]) -> Stmt:
             return repeat("lane", count, lambda lane: make(expression(lane, dtype)), VECTORIZED, dtype)
 
-        def accumulate(i: Expr, point: Expr) -> Stmt:
-            value = substitute(reduction.value, {**rest, axis.var: point})
-            return tirx.BufferStore(totals, combine(load(i), value), [i])
+        def started(buffer: Buffer, count: int) -> Stmt:
+            return vector(count, lambda lane: tirx.BufferStore(buffer, identity, [lane]))
+
+        def accumulate(buffer: Buffer, i: Expr, point: Expr, valid: Expr | None = None) -> Stmt:
+            value, total = reduction.value, tirx.BufferLoad(buffer, [i])
+            if valid is None:
+                return tirx.BufferStore(buffer, combine(total, substitute(value, {**rest, axis.var: point})), [i])
+            condition = is_valid(i, valid)
+            value = masked_accesses(value, axis.var, condition, self.plan.whole)
+            value = combine(total, substitute(value, {**rest, axis.var: point}))
+            return tirx.BufferStore(buffer, tirx.Select(condition, value, total), [i])
 
         def in_group(at: Expr) -> Stmt:
             return repeat(
                 "register",
                 registers,
-                lambda u: vector(lanes, lambda lane: accumulate(u * lanes + lane, at + u * lanes + lane)),
+                lambda u: vector(lanes, lambda lane: accumulate(groups, u * lanes + lane, at + u * lanes + lane)),
                 UNROLLED,
                 dtype,
             )
 
-        groups = axis.extent // group if static else tirx.FloorDiv(axis.extent, index(group, dtype))
-        parts = [repeat("group", groups, lambda g: in_group(g * group), dtype=dtype)]
-        done = groups * group
+        count = axis.extent // group if static else tirx.FloorDiv(axis.extent, index(group, dtype))
+        whole = repeat("group", count, lambda g: in_group(g * group), dtype=dtype)
+        if single:
+            moved = vector(lanes, lambda lane: tirx.BufferStore(totals, tirx.BufferLoad(groups, [lane]), [lane]))
+            joined = join(groups, group, combine, dtype, least=lanes)
+            grouped = sequence([tirx.AllocBuffer(groups), started(groups, group), whole, *joined, moved])
+            whole = tirx.IfThenElse(count > 0, grouped, started(totals, lanes))
+        done = count * group
         remaining = axis.extent - done
 
-        def lanes_at(at: Index, count: int) -> Stmt:
-            """A vector, or a shorter one, of the remainder of a group."""
-            return vector(count, lambda lane: accumulate(lane, expression(done + at, dtype) + lane))
+        def lanes_at(at: Index, count: int, valid: Expr | None) -> Stmt:
+            """A vector, or a shorter or masked one, of the remainder of a group."""
+            start = expression(done + at, dtype)
+            count, valid = end_of_axis(self.plan, count, valid, dtype)
+            return vector(count, lambda lane: accumulate(totals, lane, start + lane, valid))
 
         if static:
-            parts += [lanes_at(at, min(lanes, remaining - at)) for at in range(0, remaining, lanes)]
+            end = sequence([lanes_at(at, min(lanes, remaining - at), None) for at in range(0, remaining, lanes)])
         else:
-            parts.append(in_vectors_of_halves(remaining, lanes, lanes_at))
-        body = nested([loop for loop in self.nest.reduction if loop is not axis], sequence(parts))
-        identity = substitute(reduction.identity(), rest)
-        start = vector(group, lambda i: tirx.BufferStore(totals, identity, [i]))
-        joined = join(totals, group, combine, dtype)
-        result = load(index(0, dtype))
+            end = (in_masked_vectors if self.plan.masked else in_vectors_of_halves)(remaining, lanes, lanes_at)
+        body = nested(outer, sequence([whole, end]))
+        first = None if single else started(totals, group)
+        joins = join(totals, lanes if single else group, combine, dtype)
+        result = tirx.BufferLoad(totals, [index(0, dtype)])
         if reduction.joins_start():
             result = combine(substitute(reduction.start, rest), result)
         write = substitute(tirx.BufferStore(reduction.store.buffer, result, list(reduction.store.indices)), rest)
-        return sequence([tirx.AllocBuffer(totals), start, body, *joined, write])
+        return sequence(tirx.AllocBuffer(totals), first, body, joins, write)
 
 
-def join(held: Expr, count: int, combine: Callable[[Expr, Expr], Expr], dtype: str) -> list[Stmt]:
-    """Statements that combine all of `held` into its first element, by halves."""
+def join(held: Expr, count: int, combine: Callable[[Expr, Expr], Expr], dtype: str, least: int = 1) -> list[Stmt]:
+    """Statements that combine the first `count` elements of `held` into the first `least`, by halves."""
     steps = []
-    while count > 1:
+    while count > least:
         half = count // 2
         keep = count - half
 

@@ -8,17 +8,18 @@ axis (lanes are joined at the end). Stages with no such axis run as plain loops.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
 
 from schedules.codegen.parallel import pays_off, step_cycles, work
+from schedules.instructions.masks import has_masks, may_mask
 from schedules.ir.access import with_plain_indices
 from schedules.ir.expression import buffers_loaded, nodes, uses
 from schedules.ir.inline import IF_THEN_ELSE, call_name
 from schedules.ir.reduction import Reduction, reduction_of
 from schedules.ir.stages import Axis, Stage, product
-from schedules.ir.tir import Expr, Index, tirx, tvm
+from schedules.ir.tir import Buffer, Expr, Index, structural_equal, tirx, tvm
 from schedules.machine import Machine
 from schedules.stages.lanes import (
     gathered_axis,
@@ -62,6 +63,8 @@ class NestPlan:
         axis: the vectorized loop; None if the nest is transposed or runs as plain loops.
         transpose: its axes if the nest is transposed.
         reduction: the reduction, if vectorized; along `axis`, or in each lane if `axis` is spatial.
+        masked: the end of the axis is a masked vector, instead of shorter vectors.
+        whole: buffers of which that vector is accessed as a whole.
     """
 
     nest: LoopNest
@@ -70,6 +73,8 @@ class NestPlan:
     axis: Loop | None = None
     transpose: Transpose | None = None
     reduction: Reduction | None = None
+    masked: bool = False
+    whole: tuple[Buffer, ...] = ()
 
     @property
     def cycles(self) -> float:
@@ -164,16 +169,66 @@ def _is_moved(value: Expr) -> bool:
     return not buffers_loaded(condition) and all(_is_moved(each) for each in values)
 
 
-def plan_stage(stage: Stage, machine: Machine, *, threads: bool | Expr | None = None) -> StagePlan:
+def plan_stage(
+    stage: Stage,
+    machine: Machine,
+    *,
+    threads: bool | Expr | None = None,
+    scratch: Mapping[Buffer, Index | None] | None = None,
+) -> StagePlan:
     """Decide how a stage runs. `threads`: whether several threads pay off, or a condition for that; None: decided by
-    the stage's work. False for a stage that already runs inside a parallel loop."""
+    the stage's work. False for a stage that already runs inside a parallel loop.
+
+    `scratch`: buffers that are read soon after they are written; the number of elements if padding follows them.
+    """
     stage = with_plain_indices(stage)
     pieces = _nests(stage, machine)
     shared = _shared_axis(stage, pieces, machine) if threads is None else None
     if shared is None:
-        return StagePlan(_parts(pieces, machine, threads))
+        return StagePlan(_with_ends(_parts(pieces, machine, threads), machine, scratch or {}))
     pieces = [_inside(piece, [shared]) for piece in pieces]
-    return StagePlan(_parts(pieces, machine, False), (shared,), threads=True)
+    return StagePlan(_with_ends(_parts(pieces, machine, False), machine, {}), (shared,), threads=True)
+
+
+def _with_ends(
+    parts: tuple[NestPlan | StagePlan, ...], machine: Machine, scratch: Mapping[Buffer, Index | None]
+) -> tuple[NestPlan | StagePlan, ...]:
+    """The plans with masked ends where they are faster."""
+    if not has_masks(machine):
+        return parts
+    return tuple(
+        replace(part, parts=_with_ends(part.parts, machine, scratch))
+        if isinstance(part, StagePlan)
+        else _with_end(part, scratch)
+        for part in parts
+    )
+
+
+def _with_end(plan: NestPlan, scratch: Mapping[Buffer, Index | None]) -> NestPlan:
+    """Processors forward stores only to loads of the same size and not masked: scratch buffers are written and read in
+    whole vectors or shorter ones."""
+    axis = plan.axis
+    if axis is None or plan.lanes == 1 or plan.is_interleaved:
+        return plan
+    pairs = list(zip(plan.nest.accesses, axis.strides, strict=True))
+    along = [access for access, stride in pairs if stride == 1]
+    if any(stride not in (0, 1) for _, stride in pairs) or not may_mask(plan.nest.stage.body, along):
+        return plan
+    whole = tuple(
+        buffer
+        for buffer, size in scratch.items()
+        if size is not None
+        and _is_equal(axis.extent, size)
+        and all(axis.var.same_as(access.indices[0]) for access in along if access.buffer.same_as(buffer))
+    )
+    masked = all(access.buffer not in scratch or access.buffer in whole for access in along)
+    return replace(plan, masked=masked, whole=whole)
+
+
+def _is_equal(extent: Index, size: Index) -> bool:
+    if isinstance(extent, int) or isinstance(size, int):
+        return extent is size or (isinstance(extent, int) and isinstance(size, int) and extent == size)
+    return bool(structural_equal(extent, size))
 
 
 def _parts(pieces: Sequence[Stage], machine: Machine, threads: bool | Expr | None) -> tuple[NestPlan | StagePlan, ...]:

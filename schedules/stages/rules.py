@@ -32,6 +32,7 @@ from schedules.codegen.nest import Extent, build_function, parallel_grid, sequen
 from schedules.codegen.parallel import pays_off, step_cycles, work
 from schedules.config import Config, ConfigSpace, KnobValue
 from schedules.errors import NotScheduledError
+from schedules.instructions.masks import has_masks, padded
 from schedules.ir.access import accesses_of
 from schedules.ir.expression import constant_int, expression, index, map_accesses, substitute, uses
 from schedules.ir.inline import inline_stages, written_intermediates
@@ -514,12 +515,17 @@ def plan_rows(stages: Sequence[Stage], intermediates: Sequence[Expr], machine: M
         if rows == 1 or one_each > apart:
             return None
     buffers = []
+    scratch: dict[Buffer, Index | None] = {}
     for buffer in intermediates:
         axes = _kept_dimensions(buffer, stages, shared)
         shape = [shape_of(buffer)[k] for k in axes] or [1]
-        buffers.append((buffer, axes, tirx.decl_buffer(shape, str(buffer.dtype), f"{buffer.name}_row", layout=None)))
+        pads = has_masks(machine) and len(axes) == 1 and shape != [1]
+        size = [padded(shape[0])] if pads else shape
+        row = tirx.decl_buffer(size, str(buffer.dtype), f"{buffer.name}_row", layout=None)
+        buffers.append((buffer, axes, row))
+        scratch[row] = shape[0] if pads else None
     plans = [
-        plan_stage(_row_of(stage, number, shared, buffers), machine, threads=False)
+        plan_stage(_row_of(stage, number, shared, buffers), machine, threads=False, scratch=scratch)
         for number, stage in enumerate(stages)
     ]
     small = tuple(each for _, _, each in buffers)

@@ -11,6 +11,7 @@ import tvm
 from tvm import relax
 
 import targets
+from compiler.codegen.kernel_lowering import PIPELINE
 from compiler.passes.context import PipelineContext
 from compiler.passes.layout.fuse_attention import fuse_attention
 from schedules import apply_schedules
@@ -109,7 +110,7 @@ def exact(query: Any, key: Any, value: Any, mask: Any) -> Any:
 
 
 def run(mod: tvm.IRModule, target: Any) -> Any:
-    machine = relax.VirtualMachine(relax.build(mod, target=target), tvm.cpu())
+    machine = relax.VirtualMachine(relax.build(mod, target=target, tir_pipeline=PIPELINE), tvm.cpu())
     return machine["main"](*map(tvm.runtime.tensor, operands())).numpy()
 
 

@@ -8,6 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from compiler.codegen.kernel_lowering import PIPELINE
 from schedules.ir.tir import tirx, tvm
 from schedules.machine import Machine
 from schedules.selection.apply import apply_schedules
@@ -25,7 +26,7 @@ def scheduled(*tensors: Any, on: str = "host") -> Any:
     machine: Machine = target.machine
     mod, report = apply_schedules(tvm.IRModule({"kernel": function}), machine)
     assert not report.failures
-    library = tvm.compile(mod, target=target.tvm_target())
+    library = tvm.compile(mod, target=target.tvm_target(), tir_pipeline=PIPELINE)
     output = tensors[-1]
 
     def run(*arrays: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
