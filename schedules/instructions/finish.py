@@ -19,7 +19,7 @@ from schedules.instructions.element_loops import vectorize_element_loops
 from schedules.instructions.llvm_functions import PREFIX
 from schedules.instructions.rounding import rounded_int32
 from schedules.ir.access import with_flat_indices
-from schedules.ir.expression import buffers_loaded, changed_block, nodes, substitute, uses
+from schedules.ir.expression import buffers_loaded, changed_block, nodes, substitute, uses, vector_lanes
 from schedules.ir.inline import call_name
 from schedules.ir.lets import chosen_conditions, fresh_lets, hide_backward_divisions, own_differences
 from schedules.ir.stages import product, shape_of
@@ -306,7 +306,7 @@ def vector_lengths(root: Stmt) -> frozenset[int]:
     """The vector lengths that result from vectorizing the loops of a body."""
     loops = [loop for loop in nodes(root, tirx.For) if loop.kind == tirx.ForKind.VECTORIZED]
     calls = [call for call in nodes(root, tvm.ir.Call) if call_name(call).startswith(PREFIX)]
-    explicit = {int(str(call.ty).partition("x")[2] or 1) for call in calls}
+    explicit = {vector_lanes(call) for call in calls}
     known = (int(loop.extent.value) for loop in loops if isinstance(loop.extent, tirx.IntImm))
     return frozenset({1, *explicit, *known})
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache
 
+from schedules.ir.expression import vector_lanes
 from schedules.ir.tir import Expr, tirx, tvm
 from schedules.ir.tvm_private import declare_operator
 
@@ -40,9 +41,7 @@ def register_operator(full: str, summary: str, named: Callable[[str, int], str] 
     name = full.removeprefix(PREFIX)
 
     def lower(node: Expr) -> Expr:
-        dtype = str(node.ty)
-        lanes = int(dtype.partition("x")[2] or 1)
-        return tirx.call_pure_extern(dtype, named(name, lanes), *node.args)
+        return tirx.call_pure_extern(str(node.ty), named(name, vector_lanes(node)), *node.args)
 
     declare_operator(full, f"{name} {summary}")
     tvm.ir.register_op_attr(full, "TVectorizable", True)

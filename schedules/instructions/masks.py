@@ -1,7 +1,7 @@
 """Vectors of which only the first lanes are valid: the ends of rows, by masked loads and stores.
 
 In TensorIR, operators mark the loads, the conditions and the stored values of such a vector, in a loop over its lanes.
-Behind TVM's vectorizer, `with_masked_accesses` turns the marked accesses into LLVM's masked ones, which touch no memory
+After TVM's vectorizer, `with_masked_accesses` turns the marked accesses into LLVM's masked ones, which touch no memory
 in lanes that are not valid.
 """
 
@@ -13,7 +13,7 @@ from schedules.instructions import vector_math
 from schedules.instructions.element_loops import VECTOR_DTYPES
 from schedules.instructions.llvm_functions import PREFIX, register_operator
 from schedules.ir.access import Access
-from schedules.ir.expression import DIVISIONS, buffers_loaded, index, map_loads, map_stores, nodes, uses
+from schedules.ir.expression import DIVISIONS, buffers_loaded, index, map_loads, map_stores, nodes, uses, vector_lanes
 from schedules.ir.inline import IF_THEN_ELSE, call_name
 from schedules.ir.numbers import ceil_div
 from schedules.ir.stages import dtype_of
@@ -43,13 +43,17 @@ def has_masks(machine: Machine) -> bool:
 def may_mask(body: Stmt, along: Sequence[Access]) -> bool:
     """True if a loop body with these accesses along its lanes can run in lanes that are not valid: they read what
     happens to be in a register."""
-    calls = nodes(body, tvm.ir.Call)
-    divisors = [each.b for each in nodes(body, *DIVISIONS) if "int" in str(each.ty)]  # a division by 0 traps
     return (
         all(dtype_of(access.buffer) in VECTOR_DTYPES for access in along)
-        and all(map(_is_in_vectors, calls))
-        and not any(map(buffers_loaded, divisors))
+        and all(map(_is_in_vectors, nodes(body, tvm.ir.Call)))
+        and not _may_divide_by_zero(body)
     )
+
+
+def _may_divide_by_zero(body: Stmt) -> bool:
+    """True if an integer is divided by a loaded value: a division by 0 ends the process, also in a lane not valid."""
+    divisors = [division.b for division in nodes(body, *DIVISIONS) if "int" in str(division.ty)]
+    return any(map(buffers_loaded, divisors))
 
 
 _PADDING = 64  # elements: lanes of the longest vectors
@@ -108,15 +112,11 @@ def with_masked_accesses(body: Stmt) -> Stmt:
     return structural_map(body, [(tvm.ir.Call, call), (tirx.BufferStore, store)])
 
 
-def _lanes(value: Expr) -> int:
-    return int(str(value.ty).partition("x")[2] or 1)
-
-
 def _valid_lanes(lane: Expr, count: Expr) -> Expr:
     """The comparison, in int32: a register holds 16 of them."""
-    lanes = _lanes(lane)
     if not isinstance(lane, tirx.Ramp):
         return tirx.LT(tirx.Cast("int32", lane), tirx.Cast("int32", count))
+    lanes = vector_lanes(lane)
     scalar = tirx.Cast("int32", count.value if isinstance(count, tirx.Broadcast) else count)
     return tirx.LT(tirx.Ramp(tirx.const(0, "int32"), tirx.const(1, "int32"), lanes), tirx.Broadcast(scalar, lanes))
 
@@ -126,7 +126,7 @@ def _loaded(load: Expr, valid: Expr) -> Expr:
     if isinstance(point, tirx.Ramp):
         return tirx.op.masked_load(str(load.ty), load.source, point, valid)
     # Of a buffer whose elements StorageRewrite made vectors, or in a loop that TVM did not vectorize.
-    return load if _lanes(load) > 1 else tirx.if_then_else(valid, load, tirx.const(0, str(load.ty)))
+    return load if vector_lanes(load) > 1 else tirx.if_then_else(valid, load, tirx.const(0, str(load.ty)))
 
 
 def _stored(store: Stmt) -> Stmt:
@@ -135,6 +135,6 @@ def _stored(store: Stmt) -> Stmt:
     if isinstance(point, tirx.Ramp):
         return tirx.Evaluate(tirx.op.masked_store(store.buffer, value, point, valid))
     plain = tirx.BufferStore(store.buffer, value, [point])
-    if _lanes(value) == 1:
+    if vector_lanes(value) == 1:
         return tirx.IfThenElse(valid, plain, None)
     return tirx.BufferStore(store.buffer, tirx.Select(valid, value, tirx.BufferLoad(store.buffer, [point])), [point])

@@ -110,6 +110,11 @@ def uses(root: Expr, var: Var) -> bool:
     return any(node.same_as(var) for node in nodes(root, tvm.ir.Var))
 
 
+def vector_lanes(value: Expr) -> int:
+    """Number of lanes of a vector, 1 for a scalar."""
+    return int(str(value.ty).partition("x")[2] or 1)
+
+
 def index(value: int, dtype: str = "int64") -> Expr:
     """A constant index."""
     return tirx.IntImm(dtype, value)

@@ -144,14 +144,11 @@ def _vector_store(
     def store(first: Index, lanes: int) -> Stmt:
         start = at + first
         lanes, few = end_of_axis(plan, lanes, valid, dtype)
-        if few is not None:
-            lane = tirx.Var("lane", dtype)
-            masked = masked_accesses(body, axis.var, is_valid(lane, few), plan.whole)
-            return loop(lane, lanes, substitute(masked, {**rest, axis.var: start + lane}), VECTORIZED)
         statements, buffers = apart.read(start, lanes, rest)
 
         def element(lane: Expr) -> Stmt:
-            return substitute(apart.placed(body, buffers, lane), {**rest, axis.var: start + lane})
+            placed = masked_end(plan, axis, apart.placed(body, buffers, lane), lane, few)
+            return substitute(placed, {**rest, axis.var: start + lane})
 
         return sequence([*statements, repeat("lane", lanes, element, VECTORIZED, dtype)])
 
@@ -163,6 +160,11 @@ def end_of_axis(plan: NestPlan, count: int, valid: Expr | None, dtype: str) -> t
     if plan.masked and count < plan.lanes and count & (count - 1):
         return plan.lanes, index(count, dtype)
     return count, valid
+
+
+def masked_end(plan: NestPlan, axis: Loop, root: Node, lane: Expr, valid: Expr | None) -> Node:
+    """A lane of a nest's expression or statement; with masked accesses if only some lanes are valid."""
+    return root if valid is None else masked_accesses(root, axis.var, is_valid(lane, valid), plan.whole)
 
 
 def plain_code(plan: NestPlan, machine: Machine) -> Stmt:
@@ -198,7 +200,7 @@ def over_axis(
 
     def body(at: list[Expr]) -> Stmt:
         mapping = {loop.var: value for loop, value in zip(outer, at[: len(outer)], strict=True)}
-        computed = [tirx.Bind(var, substitute(value, mapping)) for var, value in (values or {}).items()]
+        computed = _computed(values or {}, mapping)
         if run == axis.extent:
             return sequence([*computed, write(index(0, dtype), run, mapping, None)])
         here = write(at[-1] * run, run, mapping, None)
@@ -209,6 +211,10 @@ def over_axis(
 
     runs = [Extent(f"{axis.var.name}_run", full_runs + (remaining > 0), dtype)] if run < axis.extent else []
     return parallel_grid([*extents_of(outer), *runs], body, machine, parallel=plan.threads, cycles=plan.cycles)
+
+
+def _computed(values: Mapping[Var, Expr], mapping: Mapping[Var, Expr]) -> list[Stmt]:
+    return [tirx.Bind(var, substitute(value, mapping)) for var, value in values.items()]
 
 
 def _over_symbolic(
@@ -226,10 +232,7 @@ def _over_symbolic(
         extent = substitute(axis.extent, mapping)
         start = at[-1] * run if runs else index(0, dtype)
         code = stretch(start, tirx.Min(run, extent - start) if runs else extent, mapping)
-        if not values:
-            return code
-        computed = [tirx.Bind(var, substitute(value, mapping)) for var, value in values.items()]
-        return tirx.IfThenElse(extent > 0, sequence([*computed, code]), None)
+        return tirx.IfThenElse(extent > 0, sequence(_computed(values, mapping), code), None) if values else code
 
     run = index(_VECTORS_OF_A_RUN * plan.lanes, dtype)
     runs = []
@@ -347,15 +350,14 @@ class _Reduction:
         lanes = min(self.lanes, count)
         totals = tirx.decl_buffer([count], reduction.dtype, "accumulator", scope="local", layout=None)
 
-        def masked(root: Node, lane: Expr) -> Node:
-            return root if valid is None else masked_accesses(root, axis.var, is_valid(lane, valid), self.plan.whole)
+        masked = partial(masked_end, self.plan, axis, valid=valid)
 
         def each(make: Callable[[Expr], Stmt]) -> Stmt:
             """`make(position in held)`, at the position in the axis, for all of them."""
 
             def vector(u: Index) -> Stmt:
                 def element(lane: Expr) -> Stmt:
-                    store = masked(make(expression(u * lanes + lane, dtype)), lane)
+                    store = masked(make(expression(u * lanes + lane, dtype)), lane=lane)
                     return substitute(store, {**rest, axis.var: at + u * lanes + lane})
 
                 return repeat("lane", lanes, element, VECTORIZED, dtype)
@@ -372,7 +374,7 @@ class _Reduction:
             def add(lane: Expr) -> Stmt:
                 position = expression(u * lanes + lane, dtype)
                 total = tirx.BufferLoad(totals, [position])
-                value = masked(apart.placed(reduction.value, read, lane), lane)
+                value = masked(apart.placed(reduction.value, read, lane), lane=lane)
                 value = substitute(value, {**rest, axis.var: at + u * lanes + lane})
                 return tirx.BufferStore(totals, reduction.combiner.combine(total, value), [position])
 
@@ -408,13 +410,11 @@ class _Reduction:
             return vector(count, lambda lane: tirx.BufferStore(buffer, identity, [lane]))
 
         def accumulate(buffer: Buffer, i: Expr, point: Expr, valid: Expr | None = None) -> Stmt:
-            value, total = reduction.value, tirx.BufferLoad(buffer, [i])
-            if valid is None:
-                return tirx.BufferStore(buffer, combine(total, substitute(value, {**rest, axis.var: point})), [i])
-            condition = is_valid(i, valid)
-            value = masked_accesses(value, axis.var, condition, self.plan.whole)
+            total = tirx.BufferLoad(buffer, [i])
+            value = masked_end(self.plan, axis, reduction.value, i, valid)
             value = combine(total, substitute(value, {**rest, axis.var: point}))
-            return tirx.BufferStore(buffer, tirx.Select(condition, value, total), [i])
+            value = value if valid is None else tirx.Select(is_valid(i, valid), value, total)
+            return tirx.BufferStore(buffer, value, [i])
 
         def in_group(at: Expr) -> Stmt:
             return repeat(

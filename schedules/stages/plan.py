@@ -15,7 +15,7 @@ from enum import IntEnum
 from schedules.codegen.parallel import pays_off, step_cycles, work
 from schedules.instructions.masks import has_masks, may_mask
 from schedules.ir.access import with_plain_indices
-from schedules.ir.expression import buffers_loaded, nodes, uses
+from schedules.ir.expression import buffers_loaded, expression, nodes, uses, vector_lanes
 from schedules.ir.inline import IF_THEN_ELSE, call_name
 from schedules.ir.reduction import Reduction, reduction_of
 from schedules.ir.stages import Axis, Stage, product
@@ -153,7 +153,7 @@ def _width(stage: Stage) -> int:
     """Number of elements that a stage stores at once: more than one if runs were joined, or stores are interleaved."""
     if stage.store is None:
         return interleaved_count(stage)
-    return int(str(stage.store.value.ty).partition("x")[2] or 1)
+    return vector_lanes(stage.store.value)
 
 
 def _is_moved(value: Expr) -> bool:
@@ -184,10 +184,10 @@ def plan_stage(
     stage = with_plain_indices(stage)
     pieces = _nests(stage, machine)
     shared = _shared_axis(stage, pieces, machine) if threads is None else None
-    if shared is None:
-        return StagePlan(_with_ends(_parts(pieces, machine, threads), machine, scratch or {}))
-    pieces = [_inside(piece, [shared]) for piece in pieces]
-    return StagePlan(_with_ends(_parts(pieces, machine, False), machine, {}), (shared,), threads=True)
+    if shared is not None:
+        pieces, threads = [_inside(piece, [shared]) for piece in pieces], False
+    parts = _with_ends(_parts(pieces, machine, threads), machine, scratch or {})
+    return StagePlan(parts) if shared is None else StagePlan(parts, (shared,), threads=True)
 
 
 def _with_ends(
@@ -218,17 +218,11 @@ def _with_end(plan: NestPlan, scratch: Mapping[Buffer, Index | None]) -> NestPla
         buffer
         for buffer, size in scratch.items()
         if size is not None
-        and _is_equal(axis.extent, size)
+        and structural_equal(expression(axis.extent), expression(size))
         and all(axis.var.same_as(access.indices[0]) for access in along if access.buffer.same_as(buffer))
     )
     masked = all(access.buffer not in scratch or access.buffer in whole for access in along)
     return replace(plan, masked=masked, whole=whole)
-
-
-def _is_equal(extent: Index, size: Index) -> bool:
-    if isinstance(extent, int) or isinstance(size, int):
-        return extent is size or (isinstance(extent, int) and isinstance(size, int) and extent == size)
-    return bool(structural_equal(extent, size))
 
 
 def _parts(pieces: Sequence[Stage], machine: Machine, threads: bool | Expr | None) -> tuple[NestPlan | StagePlan, ...]:
