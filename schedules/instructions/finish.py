@@ -21,7 +21,7 @@ from schedules.instructions.rounding import rounded_int32
 from schedules.ir.access import with_flat_indices
 from schedules.ir.expression import buffers_loaded, changed_block, nodes, substitute, uses, vector_lanes
 from schedules.ir.inline import call_name
-from schedules.ir.lets import chosen_conditions, fresh_lets, hide_backward_divisions, own_differences
+from schedules.ir.lets import chosen_conditions, fresh_lets, guarded_divisors, hide_backward_divisions, own_differences
 from schedules.ir.stages import product, shape_of
 from schedules.ir.tir import (
     VECTORIZED,
@@ -244,7 +244,9 @@ def finish(function: PrimFunc, machine: Machine) -> PrimFunc:
     body = with_flat_indices(function.body, function.params)
     body = vector_nan_tests(vector_limits(vectorize_element_loops(body), used))
     body = hide_backward_divisions(serialize_vectors(widen_narrow_calls(widen_narrow_lets(inline_narrow_lets(body)))))
-    body = fresh_lets(chosen_conditions(own_differences(_vector_calls(_rounded_integers(body), used, suffix))))
+    body = fresh_lets(
+        guarded_divisors(chosen_conditions(own_differences(_vector_calls(_rounded_integers(body), used, suffix))))
+    )
     called, lengths = _called(body), vector_lengths(body)
     if used:
         body = with_import(body, vector_math.definitions(used, lengths))

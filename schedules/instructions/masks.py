@@ -52,8 +52,9 @@ def may_mask(body: Stmt, along: Sequence[Access]) -> bool:
 
 def _may_divide_by_zero(body: Stmt) -> bool:
     """True if an integer is divided by a loaded value: a division by 0 ends the process, also in a lane not valid."""
+    bound = [let.var for let in nodes(body, tirx.Let)]
     divisors = [division.b for division in nodes(body, *DIVISIONS) if "int" in str(division.ty)]
-    return any(map(buffers_loaded, divisors))
+    return any(buffers_loaded(divisor) or any(uses(divisor, each) for each in bound) for divisor in divisors)
 
 
 _PADDING = 64  # elements: lanes of the longest vectors

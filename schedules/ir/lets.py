@@ -163,6 +163,26 @@ def chosen_conditions(root: Stmt) -> Stmt:
     return structural_map(root, (tirx.Let, replace))
 
 
+def guarded_divisors(root: Stmt) -> Stmt:
+    """Hide the variables in the condition of a Select that keeps an integer divisor from 0.
+
+    TVM's simplifier knows a variable's value on each side of a Select, and would drop the same condition in a division
+    there. A vector is divided on both sides, in all lanes.
+    """
+
+    def hidden(variable: Var) -> Expr:
+        return tirx.bitwise_or(variable, index(0, str(variable.ty))) if "int" in str(variable.ty) else variable
+
+    def guard(division: Expr) -> Expr:
+        divisor = division.b
+        if not isinstance(divisor, tirx.Select) or "int" not in str(divisor.ty):
+            return division
+        condition = structural_map(divisor.condition, (tvm.ir.Var, hidden))
+        return type(division)(division.a, tirx.Select(condition, divisor.true_value, divisor.false_value))
+
+    return structural_map(root, (DIVISIONS, guard))
+
+
 def _unbounded(value: Expr) -> Expr:
     """`value | 0`, which costs no instruction; loads have no bounds anyway."""
     if isinstance(value, tvm.ir.TensorLoad) or not buffers_loaded(value):

@@ -27,6 +27,9 @@ _BODIES = {
     "sum of columns": "y = ReduceSumSquare<keepdims = 0>(x, columns)",
     "largest of all": "y = ReduceMax<keepdims = 0>(x)",
     "conversions": "i = Cast<to = 3>(x) f = Cast<to = 1>(i) y = Add(f, x)",
+    "integer division by a value used twice": (
+        "i = Cast<to = 6>(x) a = Abs(i) t = Max(a, one) q = Div(i, t) m = Mul(q, t) y = Cast<to = 1>(m)"
+    ),
     "rows joined": "t = Tanh(x) y = Concat<axis = 2>(t, x)",
     "part of a row": "s = Slice(x, from, to, last) y = Tanh(s)",
 }
@@ -55,7 +58,8 @@ def test_ends_of_rows(name: str, dynamic: bool) -> None:
         sizes = "a, b, c" if dynamic else ", ".join(map(str, shape))
         model = onnx.parser.parse_model(
             f"""<ir_version: 10, opset_import: ["" : 21]> g (float[{sizes}] x) => (y)
-            <int64[1] last = {{2}}, int64[2] columns = {{0, 1}}, int64[1] from = {{1}}, int64[1] to = {{-1}}> {{
+            <int64[1] last = {{2}}, int64[2] columns = {{0, 1}}, int64[1] from = {{1}}, int64[1] to = {{-1}},
+             int32 one = {{1}}> {{
                 {_BODIES[name]}
             }}"""
         )
