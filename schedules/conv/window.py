@@ -46,6 +46,7 @@ from schedules.ir.tir import Expr, Index, PrimFunc, Stmt, tirx
 from schedules.machine import Machine, dtype_bits
 from schedules.rule import CpuRule, Priority
 from schedules.stages.fused_kernel import FusedKernel, anchor_stages
+from schedules.stages.windows import separates_windows
 from schedules.task_split import (
     SplitAxis,
     TaskSplit,
@@ -415,12 +416,12 @@ def _match(kernel: Kernel, kind: str) -> PoolWorkload | None:
 
 
 class Pooling(WindowRule[PoolWorkload]):
-    """Pooling over windows."""
+    """Pooling over small windows: general rules reduce the columns of larger ones before the rows."""
 
     name: ClassVar[str] = POOL
 
     def match(self, kernel: Kernel, machine: Machine) -> PoolWorkload | None:
-        return _match(kernel, POOL)
+        return None if separates_windows(kernel) else _match(kernel, POOL)
 
     def nest(self, fused: FusedKernel, workload: PoolWorkload, config: Config, machine: Machine) -> PoolNest:
         return PoolNest(fused, workload, config)

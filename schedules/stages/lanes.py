@@ -68,10 +68,10 @@ def _serves(nest: LoopNest, access: Access, stride: Index | None) -> bool:
         return bool(stride == 1)
     if stride in (0, 1):
         return True
-    variables = [axis.var for axis in nest.stage.axes]
+    bound = [let.var for let in nodes(nest.stage.body, tirx.Let)]
     used = [var for point in access.indices for var in nodes(point, tvm.ir.Var)]
-    bound = all(any(var.same_as(each) for each in variables) for var in used)
-    return stride in STRIDES and bound and str(access.buffer.dtype) != "bool"
+    hoisted = not any(var.same_as(each) for var in used for each in bound)
+    return stride in STRIDES and hoisted and str(access.buffer.dtype) != "bool"
 
 
 class StridedLoads:

@@ -15,7 +15,7 @@ from enum import IntEnum
 from schedules.codegen.parallel import pays_off, step_cycles, work
 from schedules.instructions.masks import has_masks, may_mask
 from schedules.ir.access import with_plain_indices
-from schedules.ir.expression import buffers_loaded, expression, nodes, uses, vector_lanes
+from schedules.ir.expression import buffers_loaded, expression, map_loads, nodes, uses, vector_lanes
 from schedules.ir.inline import IF_THEN_ELSE, call_name
 from schedules.ir.reduction import Reduction, reduction_of
 from schedules.ir.stages import Axis, Stage, product
@@ -222,7 +222,7 @@ def _with_end(plan: NestPlan, scratch: Mapping[Buffer, Index | None]) -> NestPla
         and all(axis.var.same_as(access.indices[0]) for access in along if access.buffer.same_as(buffer))
     )
     masked = all(access.buffer not in scratch or access.buffer in whole for access in along)
-    return replace(plan, masked=masked, whole=whole)
+    return replace(plan, masked=masked, whole=whole if masked else ())
 
 
 def _parts(pieces: Sequence[Stage], machine: Machine, threads: bool | Expr | None) -> tuple[NestPlan | StagePlan, ...]:
@@ -286,13 +286,25 @@ def _piece_plan(stage: Stage, machine: Machine, threads: bool | Expr | None) -> 
     """Plan of a piece; None if it computes nothing."""
     if any(axis.extent == 0 for axis in stage.spatial):
         return None
-    if any(axis.extent == 0 for axis in stage.reduction):
+    if any(axis.extent == 0 for axis in stage.reduction) or _keeps_start(stage):
         start = Stage(stage.name, stage.spatial, stage.init) if stage.init else None
         return None if start is None else _piece_plan(start, machine, threads)
     nest = loop_nest_of(stage)
     if threads is None:
         threads = pays_off(_amount(stage), machine)
     return (_reduction_plan if stage.reduction else _elementwise_plan)(nest, machine, threads)
+
+
+def _keeps_start(stage: Stage) -> bool:
+    """True if a reduction of a constant, as on the border of padding, results in its start value."""
+    store, init = stage.store, stage.init
+    if store is None or not stage.reduction or not isinstance(init, tirx.BufferStore):
+        return False
+    own = [load for load in stage.loads if load.source.same_as(store.buffer)]
+    if len(own) < len(stage.loads) or not isinstance(init.value, tirx.IntImm | tirx.FloatImm):
+        return False
+    value = map_loads(store.value, lambda load: init.value)
+    return bool(structural_equal(tvm.sym.Analyzer().simplify(value), init.value))
 
 
 def _amount(stage: Stage) -> Index:

@@ -21,7 +21,7 @@ from __future__ import annotations
 import json
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, ClassVar
@@ -40,10 +40,11 @@ from schedules.ir.numbers import ceil_div
 from schedules.ir.reduction import Reduction, reduction_of
 from schedules.ir.stages import Axis, Kernel, Opaque, Stage, dtype_of, product, shape_of
 from schedules.ir.tir import Buffer, Expr, Index, PrimFunc, Stmt, s_tir, tirx, tvm
-from schedules.machine import Machine
+from schedules.machine import Machine, dtype_bits
 from schedules.rule import CpuRule, Priority, Workload
 from schedules.stages.code import planned_code
 from schedules.stages.plan import Form, NestPlan, StagePlan, plan_stage
+from schedules.stages.windows import separate_windows
 from schedules.task_split import SplitAxis, Work, estimated_cycles, start_cycles
 
 TRACE = "trace"
@@ -79,6 +80,7 @@ def plan_kernel(kernel: Kernel, machine: Machine) -> KernelPlan:
     If a stage runs as plain loops because of stages inlined into it (moves between blocks of several tensors into one
     that unpacks the blocks), nothing is inlined.
     """
+    kernel = separate_windows(kernel)
     stages = inline_stages(kernel)
     plan = _plan(kernel, stages, machine)
     if plan.form is not Form.PLAIN or not kernel.is_plain or len(stages) == len(kernel.stages):
@@ -498,7 +500,7 @@ class RowsPlan:
 
 def plan_rows(stages: Sequence[Stage], intermediates: Sequence[Expr], machine: Machine) -> RowsPlan | None:
     """Plan of stages that run row by row; None if they share too few rows."""
-    shared = shared_loops(stages, intermediates)
+    shared = _with_space(shared_loops(stages, intermediates), stages, intermediates)
     if not shared:
         return None
     amount: Index = 0
@@ -523,13 +525,54 @@ def plan_rows(stages: Sequence[Stage], intermediates: Sequence[Expr], machine: M
         size = [padded(shape[0])] if pads else shape
         row = tirx.decl_buffer(size, str(buffer.dtype), f"{buffer.name}_row", layout=None)
         buffers.append((buffer, axes, row))
-        scratch[row] = shape[0] if pads else None
-    plans = [
-        plan_stage(_row_of(stage, number, shared, buffers), machine, threads=False, scratch=scratch)
-        for number, stage in enumerate(stages)
-    ]
+        if pads or not _READ_SOON <= _bytes(size, buffer) < math.inf:
+            scratch[row] = shape[0] if pads else None
+    plans = []
+    for number, stage in enumerate(stages):
+        plans.append(plan_stage(_row_of(stage, number, shared, buffers), machine, threads=False, scratch=scratch))
+        for row in _partly_written(plans[-1], scratch):
+            scratch[row] = None
     small = tuple(each for _, _, each in buffers)
     return RowsPlan(tuple(loop.axes[-1] for loop in shared), small, tuple(plans), threads)
+
+
+def _partly_written(plan: StagePlan, scratch: Mapping[Buffer, Index | None]) -> list[Buffer]:
+    """The scratch buffers whose padding a stage leaves unset: what it contains may be slow to compute with."""
+    return [
+        row
+        for row in scratch
+        for nest in plan.nests
+        if any(row.same_as(each) for each in nest.nest.stage.writes)
+        and not any(row.same_as(each) for each in nest.whole)
+    ]
+
+
+_READ_SOON = 2048  # bytes, written in less time than a store takes to reach the L1 cache
+_NEAR = 16384  # bytes, half of the smallest L1 cache
+
+
+def _with_space(shared: list[SharedLoop], stages: Sequence[Stage], intermediates: Sequence[Expr]) -> list[SharedLoop]:
+    """The shared loops without the innermost one if windows read the rows of an intermediate, and several rows fit into
+    the L1 cache: a load that overlaps several recent stores waits until these have reached the cache."""
+    if len(shared) < 2:
+        return shared
+    read = [buffer for buffer in intermediates if any(_is_read_in_windows(buffer, stage) for stage in stages)]
+    sizes = [
+        _bytes([shape_of(buffer)[k] for k in _kept_dimensions(buffer, stages, shared[:-1])], buffer) for buffer in read
+    ]
+    return shared[:-1] if read and max(sizes) <= _NEAR else shared
+
+
+def _is_read_in_windows(buffer: Buffer, stage: Stage) -> bool:
+    """True if a stage reads a buffer at other indices than loop variables and constants."""
+    points = [point for load in stage.loads if load.source.same_as(buffer) for point in load.indices]
+    return any(_axis_at(stage, point) is None and not isinstance(constant_int(point), int) for point in points)
+
+
+def _bytes(shape: Sequence[Index], buffer: Buffer) -> float:
+    """Size of a part of a buffer; infinite if it is dynamic."""
+    elements = product(shape)
+    return math.inf if elements is None else elements * dtype_bits(dtype_of(buffer)) // 8
 
 
 def _row_of(stage: Stage, number: int, shared: Sequence[SharedLoop], buffers: Sequence[_RowBuffer]) -> Stage:

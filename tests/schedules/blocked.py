@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 
 import schedules.ir.tir  # noqa: F401
 from schedules import Machine
+from schedules.ir.stages import Kernel
 from schedules.selection.apply import apply_schedules
+from schedules.stages.windows import separates_windows
 from tests.schedules.harness import built
 
 import tvm  # isort: skip
@@ -69,6 +71,11 @@ def pack_filter(weight: Array, in_lanes: int, lanes: int) -> Array:
     padding = [(0, outer * lanes - filters), (0, inner * in_lanes - channels)] + [(0, 0)] * (weight.ndim - 2)
     split = np.pad(weight, padding).reshape(outer, lanes, inner, in_lanes, *weight.shape[2:])
     return np.ascontiguousarray(np.moveaxis(np.moveaxis(split, 3, -1), 1, -1))
+
+
+def pool_rule(tensors: Sequence[Any]) -> str:
+    """The rule that serves a pooling: a general one if its windows are separated."""
+    return "rows" if separates_windows(Kernel.of(te.create_prim_func(list(tensors)))) else "pool"
 
 
 def run_scheduled(

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from schedules.conv.compute import conv_depthwise, pool
 from schedules.conv.workload import DepthwiseDotWorkload, PoolWorkload
-from tests.schedules.blocked import Array, blocks, reference_conv, unpack
+from tests.schedules.blocked import Array, blocks, pool_rule, reference_conv, unpack
 from tests.schedules.conv.test_dot import MACHINES, RUNNABLE, pack, run_kernel
 
 from tvm import te  # isort: skip
@@ -70,7 +70,8 @@ def test_maximum(kind: str, case: dict[str, Any]) -> None:
     work = PoolWorkload(**case, block=lanes, dtype=kind, mode="max", count_pad=False)
     data = te.placeholder((work.batch, blocks(work.channels, lanes), *work.spatial, lanes), kind, name="data")
     x = extreme(np.random.default_rng(0), kind, (work.batch, work.channels, *work.spatial))
-    got = run_kernel([data, pool(data, work)], [pack(x, lanes)], machine, "pool")
+    tensors = [data, pool(data, work)]
+    got = run_kernel(tensors, [pack(x, lanes)], machine, pool_rule(tensors))
     lowest = np.iinfo(kind).min
     whole = np.pad(x, [(0, 0), (0, 0), *work.pad], constant_values=lowest)
     expected = np.full((work.batch, work.channels, *work.out_spatial), lowest, kind)

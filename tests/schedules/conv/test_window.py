@@ -20,6 +20,7 @@ from tests.schedules.blocked import (
     blocks,
     pack,
     pad,
+    pool_rule,
     reference_conv,
     relu,
     run_scheduled,
@@ -120,9 +121,8 @@ def check_pooling(description: Machine, case: dict[str, Any], mode: str, count_p
         case = {**case, "dilations": (1,) * len(case["kernel"])}
     work = PoolWorkload(block=description.lanes("float32"), mode=mode, count_pad=count_pad, **case)
     data = _data(work)
-    got = _run(
-        [data, relu(conv_compute.pool(data, work))], [pack(_values(work), work.block)], work, description, "pool"
-    )
+    tensors = [data, relu(conv_compute.pool(data, work))]
+    got = _run(tensors, [pack(_values(work), work.block)], work, description, pool_rule(tensors))
     np.testing.assert_allclose(got, np.maximum(_reference_pool(work), 0), rtol=1e-5, atol=1e-6)
 
 

@@ -1,0 +1,168 @@
+"""Windows of several axes: columns are reduced before rows, K1 + K2 elements per result instead of K1 * K2.
+
+    out[i, j] = max(x[2 * i + a, 2 * j + b] for a, b)
+    =>  columns[i, w] = max(x[2 * i + a, w] for a)
+        out[i, j] = max(columns[i, 2 * j + b] for b)
+
+Both run row by row, so that a row of columns stays in the L1 cache, and the columns read contiguous elements where
+strides are greater than one. Sums are added in another order than in the kernel's own loops.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from schedules.ir.access import accesses_of, bound_analyzer, coefficient_of
+from schedules.ir.expression import expression, substitute, uses
+from schedules.ir.inline import inline_value, is_elementwise, operations
+from schedules.ir.reduction import Reduction, reduction_of
+from schedules.ir.stages import Axis, Kernel, Opaque, Stage, product
+from schedules.ir.tir import Expr, tirx
+
+_STORED = 2  # writing an element of a column and reading it again, in loads
+_MAX_PADDING = 16  # operations of a stage that only pads
+
+
+@dataclass(frozen=True, eq=False)
+class _Window:
+    """The axis along which a window moves by `stride`, its taps, and the value at position `column.var` of a row."""
+
+    axis: Axis
+    taps: Axis
+    stride: int
+    dilation: int
+    column: Axis
+    value: Expr
+
+
+@lru_cache(maxsize=1)  # every rule queries the same kernel
+def separate_windows(kernel: Kernel) -> Kernel:
+    """The kernel with each reduction over windows in two stages, if that reads fewer elements."""
+    if not kernel.is_plain:
+        return kernel
+    stages: list[Stage | Opaque] = []
+    intermediates = list(kernel.intermediates)
+    for stage in kernel.simple_stages:
+        separated = _separated(stage)
+        if separated is None:
+            stages.append(stage)
+            continue
+        columns, rows = separated
+        intermediates.append(columns.body.buffer)
+        stages += [_with_padding(columns, kernel, stages), rows]
+    if len(intermediates) == len(kernel.intermediates):
+        return kernel
+    read = [load.source for stage in stages if isinstance(stage, Stage) for load in stage.loads]
+    return Kernel(
+        kernel.function, tuple(each for each in stages if _is_needed(each, kernel, read)), tuple(intermediates)
+    )
+
+
+def separates_windows(kernel: Kernel) -> bool:
+    """True if `separate_windows` changes the kernel."""
+    return separate_windows(kernel) is not kernel
+
+
+def _is_needed(stage: Stage | Opaque, kernel: Kernel, read: Sequence[Expr]) -> bool:
+    """False if a stage writes an intermediate that no stage reads."""
+    assert isinstance(stage, Stage)
+    return not all(kernel.is_intermediate(each) for each in stage.writes) or any(
+        each.same_as(source) for each in stage.writes for source in read
+    )
+
+
+def _separated(stage: Stage) -> tuple[Stage, Stage] | None:
+    """The reductions over the columns and over the rows of windows; None if that does not pay off."""
+    reduction = reduction_of(stage)
+    if reduction is None or len([axis for axis in stage.reduction if axis.extent != 1]) < 2:
+        return None
+    window = _window(stage, reduction)
+    if window is None or not _pays_off(stage, window):
+        return None
+    spatial = [window.column if axis is window.axis else axis for axis in stage.spatial]
+    shape = [expression(axis.extent, str(axis.var.ty)) for axis in spatial]
+    columns = tirx.decl_buffer(shape, reduction.dtype, f"{stage.name}_columns", layout=None)
+    position = [axis.var for axis in spatial]
+    value = reduction.update(tirx.BufferLoad(columns, position), window.value)
+    first = Stage(
+        f"{stage.name}_columns",
+        (*spatial, *(axis for axis in stage.reduction if axis is not window.taps)),
+        tirx.BufferStore(columns, value, position),
+        tirx.BufferStore(columns, reduction.identity(), position),
+    )
+    moved = {window.column.var: window.axis.var * window.stride + window.taps.var * window.dilation}
+    store = reduction.store
+    own = tirx.BufferLoad(store.buffer, list(store.indices))
+    read = tirx.BufferLoad(columns, [substitute(each, moved) for each in position])
+    second = Stage(
+        stage.name,
+        (*stage.spatial, window.taps),
+        tirx.BufferStore(store.buffer, reduction.update(own, read), list(store.indices)),
+        stage.init,
+        stage.annotations,
+    )
+    return first, second
+
+
+def _window(stage: Stage, reduction: Reduction) -> _Window | None:
+    """The innermost axis along which windows move, if the others of the window's axes depend on neither of its two."""
+    for axis in reversed(stage.spatial):
+        for taps in stage.reduction:
+            found = _along(stage, reduction.value, axis, taps)
+            if found is not None:
+                return found
+    return None
+
+
+def _along(stage: Stage, value: Expr, axis: Axis, taps: Axis) -> _Window | None:
+    """The window of these taps along this axis, if the value depends on the two only through a position in the row."""
+    if axis.extent == 1 or not isinstance(taps.extent, int) or taps.extent == 1:
+        return None
+    steps = _steps(stage, axis, taps)
+    if steps is None or min(steps) < 1 or 1 not in steps:
+        return None
+    stride, dilation = steps
+    dtype = str(axis.var.ty)
+    reach = (taps.extent - 1) * dilation + 1
+    column = Axis(tirx.Var(f"{axis.name}_column", dtype), (axis.extent - 1) * stride + reach)
+    replaced, kept = (taps.var, axis.var * stride) if dilation == 1 else (axis.var, taps.var * dilation)
+    analyzer = bound_analyzer((*(each for each in stage.axes if each not in (axis, taps)), axis, taps))
+    simple = analyzer.simplify(substitute(value, {replaced: column.var - kept}))
+    return None if uses(simple, axis.var) or uses(simple, taps.var) else _Window(axis, taps, *steps, column, simple)
+
+
+def _steps(stage: Stage, axis: Axis, taps: Axis) -> tuple[int, int] | None:
+    """Stride and dilation of a window: the coefficients of both variables, in the first index that has both."""
+    for load in stage.loads:
+        for point in load.indices:
+            stride, dilation = coefficient_of(point, axis.var), coefficient_of(point, taps.var)
+            if isinstance(stride, int) and isinstance(dilation, int) and stride and dilation:
+                return stride, dilation
+    return None
+
+
+def _pays_off(stage: Stage, window: _Window) -> bool:
+    """True if both stages load less than the one: loads of strided elements of a row cost their stride."""
+    others = product(axis.extent for axis in stage.reduction if axis is not window.taps)
+    if others is None:
+        return False
+    taps, stride = int(window.taps.extent), window.stride
+    contiguous = any(each.is_store and each.stride(window.axis.var) == 1 for each in accesses_of(stage.body))
+    load = stride if contiguous else 1
+    return (others + _STORED) * stride + taps * load < others * taps * load
+
+
+def _with_padding(columns: Stage, kernel: Kernel, stages: list[Stage | Opaque]) -> Stage:
+    """The columns with the padding that they read computed in place."""
+    for stage in stages:
+        if not isinstance(stage, Stage) or not is_elementwise(stage) or not kernel.is_intermediate(stage.body.buffer):
+            continue
+        loaded = any(load.source.same_as(stage.body.buffer) for load in columns.loads)
+        cheap, expensive = operations(stage.body.value)
+        if loaded and cheap <= _MAX_PADDING and not expensive and len(stage.loads) == 1:
+            store = columns.body
+            body = tirx.BufferStore(store.buffer, inline_value(stage, store.value), list(store.indices))
+            return Stage(columns.name, columns.axes, body, columns.init, columns.annotations)
+    return columns
