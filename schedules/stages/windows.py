@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from schedules.ir.access import accesses_of, bound_analyzer, coefficient_of
-from schedules.ir.expression import expression, substitute, uses
+from schedules.ir.expression import constant_int, expression, index, substitute, uses
 from schedules.ir.inline import inline_value, is_elementwise, operations
 from schedules.ir.reduction import Reduction, reduction_of
-from schedules.ir.stages import Axis, Kernel, Opaque, Stage, product
-from schedules.ir.tir import Expr, tirx
+from schedules.ir.stages import Axis, Kernel, Opaque, Stage, product, shape_of
+from schedules.ir.tir import Expr, Index, structural_equal, tirx, tvm
 
 _STORED = 2  # writing an element of a column and reading it again, in loads
 _MAX_PADDING = 16  # operations of a stage that only pads
@@ -126,11 +126,34 @@ def _along(stage: Stage, value: Expr, axis: Axis, taps: Axis) -> _Window | None:
     stride, dilation = steps
     dtype = str(axis.var.ty)
     reach = (taps.extent - 1) * dilation + 1
-    column = Axis(tirx.Var(f"{axis.name}_column", dtype), (axis.extent - 1) * stride + reach)
+    extent = (axis.extent - 1) * stride + reach
+    if stride > 1 and not isinstance(axis.extent, int):
+        extent = _row_length(stage, axis, taps)  # known without a division by the stride
+        if extent is None:
+            return None
+    column = Axis(tirx.Var(f"{axis.name}_column", dtype), extent)
     replaced, kept = (taps.var, axis.var * stride) if dilation == 1 else (axis.var, taps.var * dilation)
     analyzer = bound_analyzer((*(each for each in stage.axes if each not in (axis, taps)), axis, taps))
     simple = analyzer.simplify(substitute(value, {replaced: column.var - kept}))
     return None if uses(simple, axis.var) or uses(simple, taps.var) else _Window(axis, taps, *steps, column, simple)
+
+
+def _row_length(stage: Stage, axis: Axis, taps: Axis) -> Index | None:
+    """Length of the rows that a window reads from their first element on; None if it starts before or behind that, or
+    reads rows of several lengths."""
+    found: Index | None = None
+    start = {axis.var: index(0, str(axis.var.ty)), taps.var: index(0, str(taps.var.ty))}
+    for load in stage.loads:
+        for point, size in zip(load.indices, shape_of(load.source), strict=True):
+            if not uses(point, taps.var):
+                continue
+            first = constant_int(tvm.sym.Analyzer().simplify(substitute(point, start)))
+            if not isinstance(first, int) or first != 0:
+                return None
+            if found is not None and not structural_equal(expression(found), expression(size)):
+                return None
+            found = size
+    return found
 
 
 def _steps(stage: Stage, axis: Axis, taps: Axis) -> tuple[int, int] | None:
