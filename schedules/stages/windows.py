@@ -16,7 +16,7 @@ from functools import lru_cache
 
 from schedules.ir.access import accesses_of, bound_analyzer, coefficient_of
 from schedules.ir.expression import constant_int, expression, index, substitute, uses
-from schedules.ir.inline import inline_value, is_elementwise, operations
+from schedules.ir.inline import has_branch, inline_value, is_elementwise, operations
 from schedules.ir.reduction import Reduction, reduction_of
 from schedules.ir.stages import Axis, Kernel, Opaque, Stage, product, shape_of
 from schedules.ir.tir import Expr, Index, structural_equal, tirx, tvm
@@ -139,8 +139,10 @@ def _along(stage: Stage, value: Expr, axis: Axis, taps: Axis) -> _Window | None:
 
 
 def _row_length(stage: Stage, axis: Axis, taps: Axis) -> Index | None:
-    """Length of the rows that a window reads from their first element on; None if it starts before or behind that, or
-    reads rows of several lengths."""
+    """Length of the rows inside which windows lie, from the first element on; None if they start elsewhere, may exceed
+    the rows (a branch guards the loads then), or read rows of several lengths."""
+    if has_branch(stage.body):
+        return None
     found: Index | None = None
     start = {axis.var: index(0, str(axis.var.ty)), taps.var: index(0, str(taps.var.ty))}
     for load in stage.loads:

@@ -86,6 +86,8 @@ _MODELS = {
     "average": "y = AveragePool<kernel_shape = [5, 3], pads = [2, 1, 2, 1], count_include_pad = 1>(x)",
     "average of the data": "y = AveragePool<kernel_shape = [5, 5], strides = [2, 1], pads = [2, 2, 2, 2]>(x)",
     "average of pairs": "y = AveragePool<kernel_shape = [2, 2], strides = [2, 2]>(x)",
+    "average that exceeds rows": "y = AveragePool<kernel_shape = [2, 6], strides = [2, 4], pads = [0, 0, 0, 5]>(x)",
+    "norm that exceeds rows": "y = LpPool<kernel_shape = [3, 5], strides = [1, 3], pads = [1, 0, 1, 4], p = 1>(x)",
     "norm": "y = LpPool<kernel_shape = [3, 5], p = 2>(x)",
     "activations around": "s = Sigmoid(x) p = MaxPool<kernel_shape = [5, 5], pads = [2, 2, 2, 2]>(s) y = Mul(p, p)",
 }
