@@ -1,8 +1,8 @@
 """Vectors of which only the first lanes are valid: the ends of rows, by masked loads and stores.
 
 In TensorIR, operators mark the loads, the conditions and the stored values of such a vector, in a loop over its lanes.
-After TVM's vectorizer, `with_masked_accesses` turns the marked accesses into LLVM's masked ones, which touch no memory
-in lanes that are not valid.
+After vectorization, `with_masked_accesses` lowers the marked accesses to LLVM's masked loads and stores, which do not
+access memory in invalid lanes.
 """
 
 from __future__ import annotations

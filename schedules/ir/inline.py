@@ -71,7 +71,7 @@ def written_intermediates(kernel: Kernel, stages: Sequence[Stage | Opaque]) -> t
 
 def _inlined(kernel: Kernel, stages: list[Stage | Opaque], position: int) -> list[Stage | Opaque] | None:
     stage = stages[position]
-    if not isinstance(stage, Stage) or not _is_candidate(kernel, stages, stage):
+    if not isinstance(stage, Stage) or not is_candidate(kernel, stages, stage):
         return None
     buffer = stage.body.buffer
     readers = [i for i, other in enumerate(stages) if other is not stage and _reads(other, buffer)]
@@ -81,7 +81,7 @@ def _inlined(kernel: Kernel, stages: list[Stage | Opaque], position: int) -> lis
         return None
     result = list(stages)
     for i in readers:
-        replaced = _inline_into(stage, stages[i])
+        replaced = inline_into(stage, stages[i])
         if replaced is None:
             return None
         result[i] = replaced
@@ -89,7 +89,7 @@ def _inlined(kernel: Kernel, stages: list[Stage | Opaque], position: int) -> lis
     return result
 
 
-def _is_candidate(kernel: Kernel, stages: Sequence[Stage | Opaque], stage: Stage) -> bool:
+def is_candidate(kernel: Kernel, stages: Sequence[Stage | Opaque], stage: Stage) -> bool:
     """True if an elementwise stage alone writes an intermediate, at its own loop variables, from constant inputs."""
     store = stage.store
     if store is None or stage.reduction or stage.init is not None or not kernel.is_intermediate(store.buffer):
@@ -233,7 +233,8 @@ def _same_position(a: Expr, b: Expr) -> bool:
     return bool(structural_equal(list(a.indices), list(b.indices), map_free_vars=False))
 
 
-def _inline_into(stage: Stage, reader: Stage | Opaque) -> Stage | None:
+def inline_into(stage: Stage, reader: Stage | Opaque) -> Stage | None:
+    """The reader with the stage computed where it is read; None if its expression would grow too long."""
     assert isinstance(reader, Stage)
     store = reader.body
     value = inline_value(stage, store.value)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from schedules.ir.expression import buffers_loaded
-from schedules.ir.stages import Stage
+from schedules.ir.expression import buffers_loaded, expression, substitute
+from schedules.ir.stages import Axis, Stage
 from schedules.ir.tir import Expr, Stmt, Var, structural_equal, tirx, tvm
 
 
@@ -59,6 +59,34 @@ class Reduction:
         """True if the start value must still be combined after accumulating from `identity`."""
         is_number = isinstance(self.start, tirx.IntImm | tirx.FloatImm)
         return self.combiner.identity not in (None, float(self.start.value) if is_number else None)
+
+
+def in_two_stages(
+    stage: Stage,
+    reduction: Reduction,
+    name: str,
+    axes: Sequence[Axis],
+    value: Expr,
+    join: Sequence[Axis],
+    read_at: Mapping[Var, Expr],
+) -> tuple[Stage, Stage]:
+    """A reduction as partial results, one for each point of the spatial axes among `axes`, and their join over the
+    axes `join`, which reads them with the variables in `read_at` replaced."""
+    spatial = [axis for axis in axes if not axis.reduce]
+    shape = [expression(axis.extent, str(axis.var.ty)) for axis in spatial]
+    partial = tirx.decl_buffer(shape, reduction.dtype, name, layout=None)
+    position = [axis.var for axis in spatial]
+    store = reduction.store
+    own = tirx.BufferLoad(store.buffer, list(store.indices))
+    read = tirx.BufferLoad(partial, [substitute(each, read_at) for each in position])
+    first = Stage(
+        f"{stage.name}_{name}",
+        tuple(axes),
+        tirx.BufferStore(partial, reduction.update(tirx.BufferLoad(partial, position), value), position),
+        tirx.BufferStore(partial, reduction.identity(), position),
+    )
+    joined = tirx.BufferStore(store.buffer, reduction.update(own, read), list(store.indices))
+    return first, Stage(stage.name, tuple(join), joined, stage.init, stage.annotations)
 
 
 def reduction_of(stage: Stage) -> Reduction | None:

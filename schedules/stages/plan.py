@@ -300,8 +300,8 @@ def _keeps_start(stage: Stage) -> bool:
     store, init = stage.store, stage.init
     if store is None or not stage.reduction or not isinstance(init, tirx.BufferStore):
         return False
-    own = [load for load in stage.loads if load.source.same_as(store.buffer)]
-    if len(own) < len(stage.loads) or not isinstance(init.value, tirx.IntImm | tirx.FloatImm):
+    constant = all(load.source.same_as(store.buffer) for load in stage.loads)
+    if not constant or not isinstance(init.value, tirx.IntImm | tirx.FloatImm):
         return False
     value = map_loads(store.value, lambda load: init.value)
     return bool(structural_equal(tvm.sym.Analyzer().simplify(value), init.value))

@@ -37,7 +37,7 @@ from schedules.ir.access import accesses_of
 from schedules.ir.expression import constant_int, expression, index, map_accesses, substitute, uses
 from schedules.ir.inline import inline_stages, written_intermediates
 from schedules.ir.numbers import ceil_div
-from schedules.ir.reduction import Reduction, reduction_of
+from schedules.ir.reduction import Reduction, in_two_stages, reduction_of
 from schedules.ir.stages import Axis, Kernel, Opaque, Stage, dtype_of, product, shape_of
 from schedules.ir.tir import Buffer, Expr, Index, PrimFunc, Stmt, s_tir, tirx, tvm
 from schedules.machine import Machine, dtype_bits
@@ -278,29 +278,13 @@ def _in_parts(
     rest: Index = length
     if not known or axis.extent % length:
         rest = tirx.Min(expression(length, dtype), expression(axis.extent, dtype) - part * length)
-    spatial = stage.spatial
-    shape = [expression(each, dtype) for each in (parts, *(each.extent for each in spatial))]
-    partial = tirx.decl_buffer(shape, reduction.dtype, "partial", layout=None)
-    mapping = {axis.var: part * length + inner}
-    total = tirx.BufferLoad(partial, [part, *(each.var for each in spatial)])
-    value = reduction.update(total, substitute(reduction.value, mapping))
+    value = substitute(reduction.value, {axis.var: part * length + inner})
     inside = [Axis(inner, rest, reduce=True) if each is axis else each for each in stage.reduction]
-    first = Stage(
-        f"{stage.name}_parts",
-        (Axis(part, parts), *spatial, *inside),
-        tirx.BufferStore(partial, value, list(total.indices)),
-        tirx.BufferStore(partial, reduction.identity(), list(total.indices)),
-    )
-    position = list(reduction.store.indices)
-    read = tirx.BufferLoad(partial, [join, *(each.var for each in spatial)])
-    joined = reduction.update(tirx.BufferLoad(reduction.store.buffer, position), read)
-    second = Stage(
-        stage.name,
-        (*spatial, Axis(join, parts, reduce=True)),
-        tirx.BufferStore(reduction.store.buffer, joined, position),
-        stage.init,
-    )
-    return PartialReduction((plan_stage(first, machine, threads=threads), plan_stage(second, machine)), partial)
+    axes = (Axis(part, parts), *stage.spatial, *inside)
+    joined = (*stage.spatial, Axis(join, parts, reduce=True))
+    first, second = in_two_stages(stage, reduction, "parts", axes, value, joined, {part: join})
+    plans = plan_stage(first, machine, threads=threads), plan_stage(second, machine)
+    return PartialReduction(plans, first.body.buffer)
 
 
 class Traces(tuple[KnobValue, ...]):
@@ -537,7 +521,8 @@ def plan_rows(stages: Sequence[Stage], intermediates: Sequence[Expr], machine: M
 
 
 def _partly_written(plan: StagePlan, scratch: Mapping[Buffer, Index | None]) -> list[Buffer]:
-    """The scratch buffers whose padding a stage leaves unset: what it contains may be slow to compute with."""
+    """Scratch buffers whose padding a stage does not write: computing with uninitialized elements may be slow, since
+    these may be denormal."""
     return [
         row
         for row in scratch

@@ -16,9 +16,9 @@ from functools import lru_cache
 
 from schedules.ir.access import accesses_of, bound_analyzer, coefficient_of
 from schedules.ir.expression import constant_int, expression, index, substitute, uses
-from schedules.ir.inline import has_branch, inline_value, is_elementwise, operations
-from schedules.ir.reduction import Reduction, reduction_of
-from schedules.ir.stages import Axis, Kernel, Opaque, Stage, product, shape_of
+from schedules.ir.inline import has_branch, inline_into, is_candidate, operations
+from schedules.ir.reduction import Reduction, in_two_stages, reduction_of
+from schedules.ir.stages import Axis, Kernel, Stage, product, shape_of
 from schedules.ir.tir import Expr, Index, structural_equal, tirx, tvm
 
 _STORED = 2  # writing an element of a column and reading it again, in loads
@@ -42,7 +42,7 @@ def separate_windows(kernel: Kernel) -> Kernel:
     """The kernel with each reduction over windows in two stages, if that reads fewer elements."""
     if not kernel.is_plain:
         return kernel
-    stages: list[Stage | Opaque] = []
+    stages: list[Stage] = []
     intermediates = list(kernel.intermediates)
     for stage in kernel.simple_stages:
         separated = _separated(stage)
@@ -54,10 +54,9 @@ def separate_windows(kernel: Kernel) -> Kernel:
         stages += [_with_padding(columns, kernel, stages), rows]
     if len(intermediates) == len(kernel.intermediates):
         return kernel
-    read = [load.source for stage in stages if isinstance(stage, Stage) for load in stage.loads]
-    return Kernel(
-        kernel.function, tuple(each for each in stages if _is_needed(each, kernel, read)), tuple(intermediates)
-    )
+    read = [load.source for stage in stages for load in stage.loads]
+    needed = tuple(stage for stage in stages if _is_needed(stage, kernel, read))
+    return Kernel(kernel.function, needed, tuple(intermediates))
 
 
 def separates_windows(kernel: Kernel) -> bool:
@@ -65,11 +64,11 @@ def separates_windows(kernel: Kernel) -> bool:
     return separate_windows(kernel) is not kernel
 
 
-def _is_needed(stage: Stage | Opaque, kernel: Kernel, read: Sequence[Expr]) -> bool:
+def _is_needed(stage: Stage, kernel: Kernel, read: Sequence[Expr]) -> bool:
     """False if a stage writes an intermediate that no stage reads."""
-    assert isinstance(stage, Stage)
-    return not all(kernel.is_intermediate(each) for each in stage.writes) or any(
-        each.same_as(source) for each in stage.writes for source in read
+    return any(
+        not kernel.is_intermediate(written) or any(written.same_as(source) for source in read)
+        for written in stage.writes
     )
 
 
@@ -81,29 +80,9 @@ def _separated(stage: Stage) -> tuple[Stage, Stage] | None:
     window = _window(stage, reduction)
     if window is None or not _pays_off(stage, window):
         return None
-    spatial = [window.column if axis is window.axis else axis for axis in stage.spatial]
-    shape = [expression(axis.extent, str(axis.var.ty)) for axis in spatial]
-    columns = tirx.decl_buffer(shape, reduction.dtype, f"{stage.name}_columns", layout=None)
-    position = [axis.var for axis in spatial]
-    value = reduction.update(tirx.BufferLoad(columns, position), window.value)
-    first = Stage(
-        f"{stage.name}_columns",
-        (*spatial, *(axis for axis in stage.reduction if axis is not window.taps)),
-        tirx.BufferStore(columns, value, position),
-        tirx.BufferStore(columns, reduction.identity(), position),
-    )
+    columns = [window.column if axis is window.axis else axis for axis in stage.axes if axis is not window.taps]
     moved = {window.column.var: window.axis.var * window.stride + window.taps.var * window.dilation}
-    store = reduction.store
-    own = tirx.BufferLoad(store.buffer, list(store.indices))
-    read = tirx.BufferLoad(columns, [substitute(each, moved) for each in position])
-    second = Stage(
-        stage.name,
-        (*stage.spatial, window.taps),
-        tirx.BufferStore(store.buffer, reduction.update(own, read), list(store.indices)),
-        stage.init,
-        stage.annotations,
-    )
-    return first, second
+    return in_two_stages(stage, reduction, "columns", columns, window.value, (*stage.spatial, window.taps), moved)
 
 
 def _window(stage: Stage, reduction: Reduction) -> _Window | None:
@@ -133,8 +112,7 @@ def _along(stage: Stage, value: Expr, axis: Axis, taps: Axis) -> _Window | None:
             return None
     column = Axis(tirx.Var(f"{axis.name}_column", dtype), extent)
     replaced, kept = (taps.var, axis.var * stride) if dilation == 1 else (axis.var, taps.var * dilation)
-    analyzer = bound_analyzer((*(each for each in stage.axes if each not in (axis, taps)), axis, taps))
-    simple = analyzer.simplify(substitute(value, {replaced: column.var - kept}))
+    simple = bound_analyzer(stage.axes).simplify(substitute(value, {replaced: column.var - kept}))
     return None if uses(simple, axis.var) or uses(simple, taps.var) else _Window(axis, taps, *steps, column, simple)
 
 
@@ -179,15 +157,13 @@ def _pays_off(stage: Stage, window: _Window) -> bool:
     return (others + _STORED) * stride + taps * load < others * taps * load
 
 
-def _with_padding(columns: Stage, kernel: Kernel, stages: list[Stage | Opaque]) -> Stage:
+def _with_padding(columns: Stage, kernel: Kernel, stages: Sequence[Stage]) -> Stage:
     """The columns with the padding that they read computed in place."""
     for stage in stages:
-        if not isinstance(stage, Stage) or not is_elementwise(stage) or not kernel.is_intermediate(stage.body.buffer):
+        if not is_candidate(kernel, stages, stage):
             continue
         loaded = any(load.source.same_as(stage.body.buffer) for load in columns.loads)
         cheap, expensive = operations(stage.body.value)
         if loaded and cheap <= _MAX_PADDING and not expensive and len(stage.loads) == 1:
-            store = columns.body
-            body = tirx.BufferStore(store.buffer, inline_value(stage, store.value), list(store.indices))
-            return Stage(columns.name, columns.axes, body, columns.init, columns.annotations)
+            return inline_into(stage, columns) or columns
     return columns

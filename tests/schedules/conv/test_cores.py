@@ -38,7 +38,7 @@ SOME: dict[str, Any] = {"deadline": None, "derandomize": True, "suppress_health_
 def _free_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     cached = (split_direct, split_winograd, winograd_plan)
     for name in ("START_CYCLES", "START_CYCLES_OF_THREAD", "TASK_CYCLES"):
-        monkeypatch.setattr(task_split, name, 1e-9)
+        monkeypatch.setattr(task_split, name, 1e-9)  # not 0: thresholds are ratios of these
     for each in cached:
         each.cache_clear()
     yield
