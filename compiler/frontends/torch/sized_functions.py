@@ -47,7 +47,7 @@ def sized_functions_captured() -> AbstractContextManager[None]:
             *((functional, f"max_pool{rank}d", _pool(rank, "amax")) for rank in (1, 2, 3)),
             (torch, "max_pool1d", _max_pool1d),
             (functional, "adaptive_max_pool2d", _adaptive_max_pool2d),
-            (functional, "conv2d", _conv2d),
+            *((functional, f"conv{rank}d", _conv(rank)) for rank in (1, 2)),
             *((functional, f"conv_transpose{rank}d", _conv_transpose(rank)) for rank in (1, 2, 3)),
         ]
     )
@@ -342,42 +342,68 @@ def _triangle_indices(sign: int) -> Callable[[_Function], _Function]:
     return replacement
 
 
-def _conv2d(original: _Function) -> _Function:
-    """Compute convolutions with a dynamic number of groups, such as per-sample filters, as matmuls."""
+def _conv(rank: int) -> Callable[[_Function], _Function]:
+    """Convolutions of signals or images with a dynamic number of groups, such as per-sample filters, as matmuls."""
 
-    def conv2d(
-        input: Tensor,
-        weight: Tensor,
-        bias: Tensor | None = None,
-        stride: Any = 1,
-        padding: Any = 0,
-        dilation: Any = 1,
-        groups: Any = 1,
-    ) -> Any:
-        from torch.nn import functional
+    def replacement(original: _Function) -> _Function:
+        def conv(
+            input: Tensor,
+            weight: Tensor,
+            bias: Tensor | None = None,
+            stride: Any = 1,
+            padding: Any = 0,
+            dilation: Any = 1,
+            groups: Any = 1,
+        ) -> Any:
+            if not _is_symbolic(groups):
+                return original(input, weight, bias, stride, padding, dilation, groups)
+            steps, spaces = _of_axes(stride, rank), _of_axes(dilation, rank)
+            if input.ndim == rank + 1:
+                return conv(input.unsqueeze(0), weight, bias, stride, padding, dilation, groups).squeeze(0)
+            if isinstance(padding, str):
+                input, padding = _padded(input, padding, tuple(weight.shape[2:]), spaces), 0
+            edges = _of_axes(padding, rank)
+            if rank == 1:
+                input, weight = input.unsqueeze(2), weight.unsqueeze(2)
+                steps, edges, spaces = (1, *steps), (0, *edges), (1, *spaces)
+            found = _conv_by_matmuls(input, weight, groups, steps, edges, spaces)
+            found = found.squeeze(2) if rank == 1 else found
+            return found if bias is None else found + bias.reshape(-1, *[1] * rank)
 
-        if not _is_symbolic(groups) or isinstance(padding, str) or input.ndim != 4:
-            return original(input, weight, bias, stride, padding, dilation, groups)
-        steps, edges, spaces = (_of_axes(each, 2) for each in (stride, padding, dilation))
-        batch, _, *sizes = input.shape
-        count, channels, *window = weight.shape
-        split = input.reshape(-1, channels, *sizes)
-        columns = functional.unfold(split, tuple(window), spaces, edges, steps)
-        columns = columns.reshape(batch, groups, columns.shape[1], columns.shape[2])
-        filters = weight.reshape(groups, count // groups, -1)
-        out = [
-            (size + 2 * edge - space * (width - 1) - 1) // step + 1
-            for size, edge, space, width, step in zip(sizes, edges, spaces, window, steps, strict=True)
-        ]
-        found = (filters @ columns).reshape(batch, count, *out)
-        return found if bias is None else found + bias.reshape(1, -1, 1, 1)
+        return conv
 
-    return conv2d
+    return replacement
+
+
+def _padded(input: Tensor, padding: str, window: tuple[int, ...], spaces: _Axes) -> Tensor:
+    """Pad for the padding "same", with the larger part at the end; "valid" is none."""
+    from torch.nn import functional
+
+    if padding == "valid":
+        return input
+    totals = [space * (width - 1) for space, width in zip(spaces, window, strict=True)]
+    return functional.pad(input, [edge for total in reversed(totals) for edge in (total // 2, total - total // 2)])
+
+
+def _conv_by_matmuls(input: Tensor, weight: Tensor, groups: Any, steps: _Axes, edges: _Axes, spaces: _Axes) -> Tensor:
+    from torch.nn import functional
+
+    batch, _, *sizes = input.shape
+    count, channels, *window = weight.shape
+    split = input.reshape(-1, channels, *sizes)
+    columns = functional.unfold(split, tuple(window), spaces, edges, steps)
+    columns = columns.reshape(batch, groups, columns.shape[1], columns.shape[2])
+    filters = weight.reshape(groups, count // groups, -1)
+    out = [
+        (size + 2 * edge - space * (width - 1) - 1) // step + 1
+        for size, edge, space, width, step in zip(sizes, edges, spaces, window, steps, strict=True)
+    ]
+    return (filters @ columns).reshape(batch, count, *out)
 
 
 def _conv_transpose(rank: int) -> Callable[[_Function], _Function]:
     """Transposed convolutions with a dynamic output padding, which `output_size` gives: padded and cut afterwards; and,
-    of images, with a dynamic number of groups."""
+    of signals and images, with a dynamic number of groups."""
 
     def replacement(original: _Function) -> _Function:
         def conv_transpose(
@@ -400,6 +426,9 @@ def _conv_transpose(rank: int) -> Callable[[_Function], _Function]:
                     result = result.narrow(axis, edge, result.shape[axis] - 2 * edge)
             elif _is_symbolic(groups) and rank == 2 and input.ndim == 4:
                 result = _transposed_by_matmuls(input, weight, groups, steps, edges, ends, spaces)
+            elif _is_symbolic(groups) and rank == 1 and input.ndim == 3:
+                axes = ((1, *steps), (0, *edges), (0, *ends), (1, *spaces))
+                result = _transposed_by_matmuls(input.unsqueeze(2), weight.unsqueeze(2), groups, *axes).squeeze(2)
             else:
                 return original(input, weight, bias, stride, padding, output_padding, groups, dilation)
             return result if bias is None else result + bias.reshape(-1, *[1] * rank)

@@ -112,6 +112,22 @@ class OfImages(nn.Module):
         )
 
 
+class WithFiltersOfSamples(nn.Module):
+    """Convolutions of signals and images, one filter for each sample."""
+
+    def forward(self, x: Tensor, taps: Tensor) -> tuple[Tensor, ...]:
+        batch = x.shape[0]
+        rows, images, window = x.unsqueeze(0), x.reshape(1, batch, 4, -1), taps.reshape(batch, 1, 2, 2)
+        return (
+            functional.conv1d(rows, taps, padding=2, stride=2, dilation=2, groups=batch),
+            functional.conv1d(rows, taps, x[:, 0], groups=batch),
+            functional.conv1d(x, taps[..., :2], padding="same", groups=batch),
+            functional.conv_transpose1d(rows, taps, x[:, 0], stride=2, padding=1, output_padding=1, groups=batch),
+            functional.conv2d(images, window, padding="same", dilation=(1, 3), groups=batch),
+            functional.conv2d(images[0], window, padding="valid", groups=batch),
+        )
+
+
 class OfWindows(nn.Module):
     """Windows of 4 x 3 of images that are padded to a multiple of them, and cut to the image again."""
 
@@ -169,6 +185,12 @@ def test_of_images() -> None:
         for n, h, w in ((2, 6, 7), (3, 4, 9))
     )
     check(OfImages(), axes, *examples)
+
+
+def test_filters_of_samples() -> None:
+    axes: list[dict[int, object]] = [{0: Dim.DYNAMIC, 1: 4 * Dim("quarter")}, {0: Dim.DYNAMIC}]
+    examples = ((torch.randn(n, length), torch.randn(n, 1, 4)) for n, length in ((3, 12), (2, 20)))
+    check(WithFiltersOfSamples(), axes, *examples)
 
 
 def test_of_padded_windows() -> None:
