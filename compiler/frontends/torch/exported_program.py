@@ -10,8 +10,8 @@ from __future__ import annotations
 import inspect
 import re
 import tempfile
-from collections.abc import Collection, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,7 +34,7 @@ from compiler.frontends.torch.decomposition import decomposed, without_projectio
 from compiler.frontends.torch.even_parts import refuse_even_parts, write_out_even_parts, write_out_sized_parts
 from compiler.frontends.torch.exporter_patches import patched_exporter, without_rewriting
 from compiler.frontends.torch.fixed_sizes import OpenSizes
-from compiler.frontends.torch.in_place import write_out_activations
+from compiler.frontends.torch.in_place import write_out_activations, write_out_elements
 from compiler.frontends.torch.requirements import ProgramRequirements, congruences
 from compiler.frontends.torch.results import complex_notes, result_names
 from compiler.frontends.torch.states import model_with_states, name_states, output_name, with_states
@@ -106,7 +106,8 @@ def _of_program(
     sizes = OpenSizes(program, {} if is_exported else inspect.signature(source.forward).parameters, dynamic_shapes)
     if not is_exported:
         write_out_activations(program)
-    with quiet(), patched_exporter():
+        write_out_elements(program)
+    with quiet(), patched_exporter(), _refused_if_untraceable():
         program, states = with_states(program, None if isinstance(state, Mapping) else state)
     needs, known = ProgramRequirements(program), congruences(program)
     with quiet(), patched_exporter():
@@ -152,11 +153,18 @@ def _imported(onnx_program: Any, large: bool, options: Mapping[str, Any]) -> Imp
 
 def _rewritten(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
     """Return the program without operators that have a decomposition of our own."""
-    try:
+    with _refused_if_untraceable():
         return decomposed(without_projections(program))
+
+
+@contextmanager
+def _refused_if_untraceable() -> Iterator[None]:
+    """Context that raises UnsupportedModelError if torch cannot trace the program again."""
+    try:
+        yield
     except TensorwrightError:
         raise
-    except Exception as error:  # tracing a decomposition may raise anything, e.g. for sizes of 0
+    except Exception as error:  # tracing may raise anything, e.g. for sizes of 0
         reason = str(error).split("\n", 1)[0]
         raise UnsupportedModelError([Refusal("torch.export", "model", f"{type(error).__name__}: {reason}")]) from error
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 from typing import TYPE_CHECKING, Any
 
+from compiler.frontends.torch.constants import writes
 from compiler.frontends.torch.translations import overload
 
 if TYPE_CHECKING:
@@ -48,6 +50,25 @@ def write_out_activations(program: torch.export.ExportedProgram) -> None:
         writes_nothing = str(node.target) == "aten.dropout_.default" and not node.args[2]
         if writes_nothing or (str(node.target) in _IN_PLACE and _is_own(node)):
             node.target = overload(_functional(str(node.target)))
+    program.graph_module.recompile()
+
+
+def write_out_elements(program: torch.export.ExportedProgram) -> None:
+    """Select each element of an `unbind` on its own, if the program writes in place: written elements would fix the
+    sizes of the tensor."""
+    import torch
+
+    aten, graph = torch.ops.aten, program.graph
+    if not any(writes(node.target) for node in graph.nodes):
+        return
+    for node in [each for each in graph.nodes if each.target is aten.unbind.int]:
+        users = list(node.users)
+        if any(user.target is not operator.getitem for user in users):
+            continue
+        axis = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
+        for user in users:
+            user.target, user.args = aten.select.int, (node.args[0], axis, user.args[1])
+        graph.erase_node(node)
     program.graph_module.recompile()
 
 

@@ -14,12 +14,16 @@ if TYPE_CHECKING:
     import torch
 
 Path = tuple[str | int, ...]
-_SCALARS = int | float | bool | str
+_NUMBERS = int | float | bool
+_SCALARS = _NUMBERS | str
 
 
 @contextmanager
 def named_results(model: torch.nn.Module) -> Iterator[None]:
-    """Context in which the model returns a dictionary by name instead of any structure other than tuples of tensors."""
+    """Context in which the model returns a dictionary by name instead of any structure other than tuples of tensors.
+
+    Numbers that are the same in every run are tensors, as are those that depend on dynamic sizes.
+    """
     handle = model.register_forward_hook(_with_names)
     try:
         yield
@@ -28,10 +32,22 @@ def named_results(model: torch.nn.Module) -> Iterator[None]:
 
 
 def _with_names(_: torch.nn.Module, __: object, result: object) -> Any:
-    found = list(_leaves(result, ()))
+    found = [(path, _as_tensor(leaf, path)) for path, leaf in _leaves(result, ())]
     if _is_numbered(path for path, _ in found):
-        return tuple(leaf for _, leaf in found) if isinstance(result, Sequence) else result
+        leaves = tuple(leaf for _, leaf in found)
+        return leaves if isinstance(result, Sequence) or len(leaves) != 1 else leaves[0]
     return dict(zip(_names([path for path, _ in found]), (leaf for _, leaf in found), strict=True))
+
+
+def _as_tensor(leaf: Any, path: Path) -> Any:
+    import torch
+
+    if isinstance(leaf, str):
+        where = f" as {'.'.join(map(str, path))!r}" if path else ""
+        raise InvalidModelError(
+            f"the model returns the text {leaf!r}{where}", "return tensors and numbers, without their descriptions"
+        )
+    return torch.tensor(leaf) if isinstance(leaf, _NUMBERS) else leaf
 
 
 def result_names(structure: Any, count: int) -> list[str]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 
 import compiler
+from compiler.errors import UnsupportedModelError
 from compiler.frontends.torch.in_place import write_out_activations
 
 
@@ -58,3 +60,29 @@ def test_a_part_that_is_all_of_a_dynamic_axis_is_neither_copied_nor_scattered() 
     assert not any(word in each.kernel for each in module.manifest.kernels for word in ("scatter", "arange"))
     x = np.random.default_rng(0).standard_normal((5, 2), np.float32)
     np.testing.assert_array_equal(module(x), np.stack([x[:, 0], x[:, 0] + 1], 1))
+
+
+class Elements(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = x + 1
+        y.unbind(1)[1].neg_()
+        first, *_ = torch.unbind(y, -1)
+        first.mul_(3)
+        return y
+
+
+def test_written_elements_leave_the_sizes_dynamic() -> None:
+    shapes = ({0: torch.export.Dim("n")},)
+    module = compiler.compile(Elements().eval(), example_inputs=(torch.ones(3, 2, 4),), dynamic_shapes=shapes)
+    x = np.random.default_rng(0).standard_normal((5, 2, 4), np.float32)
+    np.testing.assert_array_equal(module(x), Elements()(torch.from_numpy(x)).numpy())
+
+
+class Gradient(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.func.jacrev(lambda each: each.sum(-1) ** 2)(x)
+
+
+def test_a_program_that_torch_cannot_trace_again_is_refused() -> None:
+    with pytest.raises(UnsupportedModelError, match="RuntimeError"):
+        compiler.compile(Gradient().eval(), example_inputs=(torch.ones(3),))

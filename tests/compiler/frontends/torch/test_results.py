@@ -65,6 +65,8 @@ class Returning(nn.Module):
             "mixed": (y, {"logits": y + 1}),
             "complex": {"wave": torch.complex(y, -y), "real": y},
             "unknown": {"logits": y, "other": object()},
+            "numbers": {"logits": y, "classes": 4, "scale": (2.5, None), "is_final": True},
+            "text": (y, {"name": "small"}),
         }
         return results[self.kind]
 
@@ -103,6 +105,19 @@ def test_an_exported_program_keeps_the_names_of_its_structure() -> None:
 def test_an_object_without_tensors_is_named() -> None:
     with pytest.raises(InvalidModelError, match=r"returns an object as 'other'(?s:.*)use_cache=False"):
         import_model(Returning("unknown").eval(), example_inputs=_ARGUMENTS)
+
+
+def test_numbers_are_tensors() -> None:
+    module = compiler.compile(Returning("numbers").eval(), example_inputs=_ARGUMENTS, threads=1)
+    found = module.run({name: value.numpy() for name, value in _ARGUMENTS.items()})
+    del found["logits"]
+    numbers = {name: (value.dtype.name, value[()]) for name, value in found.items()}
+    assert numbers == {"classes": ("int64", 4), "scale_0": ("float32", 2.5), "is_final": ("bool", True)}
+
+
+def test_text_is_refused() -> None:
+    with pytest.raises(InvalidModelError, match=r"returns the text 'small' as '1\.name'"):
+        import_model(Returning("text").eval(), example_inputs=_ARGUMENTS)
 
 
 def test_complex_numbers_are_pairs_and_a_note_says_so() -> None:
