@@ -1,13 +1,17 @@
 """Matrix inverses, solvers and factorizations, computed in float64.
 
-Operators that are unrolled step by step (Cholesky, QR) support matrices of known sizes up to `_LARGEST`.
+QR is unrolled step by step: it supports matrices of known sizes up to `_LARGEST`. The kernels behind operators
+(`_linalg_slogdet` behind `slogdet`) are listed with them: torch's exporter decomposes operators into these.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from compiler.frontends.onnx.registry import TORCH_DOMAIN
 from compiler.frontends.torch.decomposition import decomposition_of
 
 _LARGEST = 64
@@ -25,7 +29,7 @@ def _inverse(matrices: Tensor) -> Tensor:
 
 @decomposition_of("aten.linalg_inv_ex.default")
 def _inverse_and_errors(matrices: Tensor, *, check_errors: bool = False) -> tuple[Tensor, Tensor]:
-    return _inverse(matrices), matrices.new_zeros(matrices.shape[:-2], dtype=torch.int32)
+    return _inverse(matrices), _no_errors(matrices)
 
 
 @decomposition_of("aten.linalg_solve.default")
@@ -35,6 +39,34 @@ def _solve(matrices: Tensor, right: Tensor, *, left: bool = True) -> Tensor:
     if vectors:
         return (inverse @ right.double().unsqueeze(-1)).squeeze(-1).to(right.dtype)
     return _product(inverse, right, left)
+
+
+@decomposition_of("aten.linalg_solve_ex.default")
+def _solve_and_errors(
+    matrices: Tensor, right: Tensor, *, left: bool = True, check_errors: bool = False
+) -> tuple[Tensor, Tensor]:
+    return _solve(matrices, right, left=left), _no_errors(matrices)
+
+
+@decomposition_of("aten._linalg_solve_ex.default")
+def _solve_with_factors(
+    matrices: Tensor, right: Tensor, *, left: bool = True, check_errors: bool = False
+) -> tuple[Tensor, ...]:
+    """The factors are unused in inference: they are returned for the gradient."""
+    unused = matrices.new_zeros(matrices.shape[:-1], dtype=torch.int32)
+    return _solve(matrices, right, left=left), matrices, unused, _no_errors(matrices)
+
+
+def _no_errors(matrices: Tensor) -> Tensor:
+    return matrices.new_zeros(matrices.shape[:-2], dtype=torch.int32)
+
+
+@decomposition_of("aten.triangular_solve.default")
+def _triangular_solve(
+    right: Tensor, matrices: Tensor, upper: bool = True, transpose: bool = False, unitriangular: bool = False
+) -> tuple[Tensor, Tensor]:
+    taken, is_upper = (matrices.mT, not upper) if transpose else (matrices, upper)
+    return _solve_triangular(taken, right, upper=is_upper, unitriangular=unitriangular), matrices.clone()
 
 
 @decomposition_of("aten.linalg_solve_triangular.default")
@@ -74,18 +106,18 @@ def _product(inverse: Tensor, right: Tensor, left: bool) -> Tensor:
 
 @decomposition_of("aten.linalg_cholesky.default", "aten.cholesky.default")
 def _cholesky(matrices: Tensor, upper: bool = False, *_: bool) -> Tensor:
-    """Cholesky factor, one column at a time; NaN if not positive definite, where torch raises an error."""
-    size = _known(matrices.shape[-1])
-    if size is None:
+    """Cholesky factor; NaN if not positive definite, where torch raises an error."""
+    if matrices.is_complex() or not hasattr(torch.onnx, "ops"):  # before torch 2.8
         return NotImplemented
-    rest, columns = matrices.double(), []
-    for column in range(size):
-        values = rest[..., column:, column]
-        values = values / values[..., :1].sqrt()
-        columns.append(torch.nn.functional.pad(values, (column, 0)))
-        rest = rest - columns[-1].unsqueeze(-1) * columns[-1].unsqueeze(-2)
-    factor = torch.stack(columns, -2 if upper else -1)
-    return factor.to(matrices.dtype)
+    name, shape = f"{TORCH_DOMAIN}::Cholesky", list(matrices.shape)
+    attributes: dict[str, Any] = {"upper": int(upper)}
+    return torch.onnx.ops.symbolic(name, (matrices,), attributes, dtype=matrices.dtype, shape=shape, version=1)
+
+
+@decomposition_of("aten.linalg_cholesky_ex.default")
+def _cholesky_and_errors(matrices: Tensor, *, upper: bool = False, check_errors: bool = False) -> tuple[Tensor, Tensor]:
+    factor = _cholesky(matrices, upper)
+    return NotImplemented if factor is NotImplemented else (factor, _no_errors(matrices))
 
 
 @decomposition_of("aten.linalg_qr.default")
@@ -114,7 +146,13 @@ def _qr(matrices: Tensor, mode: str = "reduced") -> tuple[Tensor, Tensor]:
     return (matrices.new_empty(0) if mode == "r" else left[..., :width].to(matrices.dtype)), right
 
 
-@decomposition_of("aten.linalg_slogdet.default")
+@decomposition_of("aten._linalg_slogdet.default")
+def _sign_logarithm_and_factors(matrices: Tensor) -> tuple[Tensor, ...]:
+    """The factors are unused in inference: they are returned for the gradient."""
+    return *_sign_and_logarithm(matrices), matrices, matrices.new_zeros(matrices.shape[:-1], dtype=torch.int32)
+
+
+@decomposition_of("aten.linalg_slogdet.default", "aten.slogdet.default")
 def _sign_and_logarithm(matrices: Tensor) -> tuple[Tensor, Tensor]:
     """Divide each row by its largest element first, so that the product stays in range."""
     largest = matrices.double().abs().amax(-1, keepdim=True)
@@ -130,7 +168,7 @@ def _logarithm_of_determinant(matrices: Tensor) -> Tensor:
     return torch.where(sign < 0, torch.nan, logarithm)
 
 
-@decomposition_of("aten.linalg_matrix_exp.default")
+@decomposition_of("aten.linalg_matrix_exp.default", "aten.matrix_exp.default")
 def _exponential(matrices: Tensor) -> Tensor:
     scaled = matrices.double() / 2**_SQUARINGS
     unit = torch.eye(matrices.shape[-1], dtype=torch.float64)

@@ -157,6 +157,9 @@ RARER_FUNCTIONS: dict[str, Function] = {
         torch.linalg.solve_triangular(squares(x).triu(), x[:, :6], upper=True),
         torch.linalg.solve_triangular(x[:, :6] / 4, x, upper=False, left=False, unitriangular=True),
         torch.cholesky_solve(x[:, :6], squares(x).tril() + torch.eye(6)),
+        torch.linalg.solve_ex(squares(x), x[:, :6, :4])[0],
+        torch.triangular_solve(x[:, :6], squares(x)),
+        torch.triangular_solve(x[:, :6], squares(x), upper=False, transpose=True, unitriangular=True)[0],
     ),
     "adaptive maximum of rows": lambda x: functional.adaptive_max_pool1d(x, 4),
     "searchsorted, right": lambda x: torch.searchsorted(x[0, 0].sort()[0], x, right=True, out_int32=True),
@@ -194,6 +197,7 @@ RARER_FUNCTIONS: dict[str, Function] = {
     "factors": lambda x: (
         torch.linalg.cholesky(squares(x)),
         torch.linalg.cholesky(squares(x), upper=True),
+        torch.linalg.cholesky_ex(squares(x)),
         torch.linalg.qr(x),
         torch.linalg.qr(x.mT, "complete"),
         torch.linalg.qr(squares(x).triu())[1],
@@ -201,10 +205,12 @@ RARER_FUNCTIONS: dict[str, Function] = {
     "determinants": lambda x: (
         torch.linalg.det(squares(x)),
         torch.linalg.slogdet(x[:, :6] * 1e30),
+        torch.slogdet(squares(x).double()),
         torch.logdet(squares(x)),
     ),
     "powers of matrices": lambda x: (
         torch.linalg.matrix_exp(x[:, :6]),
+        torch.matrix_exp(x[:, :6] / 2),
         torch.linalg.matrix_power(x[:, :6] / 2, 5),
         torch.linalg.matrix_power(squares(x), -2),
     ),
@@ -253,6 +259,25 @@ def test_adaptive_means_of_volumes_of_dynamic_size() -> None:
     dynamic = (dict.fromkeys((2, 3, 4), torch.export.Dim.DYNAMIC),)
     others = (normal(2, 3, 2, 4, 1), normal(2, 3, 9, 5, 4))
     check(lambda x: functional.adaptive_avg_pool3d(x, (2, 3, 2)), normal(2, 3, 7, 8, 5), dynamic, others)
+
+
+def test_cholesky_factors_of_dynamic_sizes() -> None:
+    def factors(x: Tensor) -> list[Tensor]:
+        matrices = x @ x.mT + torch.eye(x.shape[1])
+        lower = torch.linalg.cholesky(matrices.triu() * 2 + matrices.tril())  # only one triangle is read
+        upper = torch.linalg.cholesky(matrices.triu() + matrices.tril() * 2, upper=True)
+        return [lower, upper, torch.cholesky_solve(x, torch.linalg.cholesky(matrices))]
+
+    dynamic = ({0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC},)
+    check(factors, normal(2, 5, 4), dynamic, (normal(3, 70, 4), normal(1, 1, 4)), tolerance=1e-4)
+
+
+def test_cholesky_factor_of_a_matrix_that_is_not_positive_definite() -> None:
+    x = torch.tensor([[4.0, 2.0], [2.0, 0.5]])
+    module = compiler.compile(Applied(torch.linalg.cholesky).eval(), example_inputs=(torch.eye(2),), threads=1)
+    (found,) = module.run([x]).values()
+    assert found[0, 0] == 2
+    assert np.isnan(found[1, 1])
 
 
 def test_gamma_of_odd_values() -> None:

@@ -29,11 +29,11 @@ from compiler.passes.rewriting.block_weights import BlockWeight
 from compiler.passes.rewriting.expert_products import expert_product, padded_experts
 from schedules.ir.tvm_types import Buffer, Expr, Stmt, Tensor
 
-_LANES = 8  # float64 numbers in the longest vectors
-_ELIMINATION = "elimination, a column after the other"
+LANES = 8  # float64 numbers in the longest vectors
+ELIMINATION = "elimination, a column after the other"
 
 
-def _order(context: NodeContext) -> Dim:
+def order(context: NodeContext) -> Dim:
     """Return the number of rows of the input's matrices, which must be square."""
     shape = context.shape(0)
     if len(shape) < 2:
@@ -44,7 +44,7 @@ def _order(context: NodeContext) -> Dim:
 
 def inverted(context: NodeContext, matrices: relax.Expr) -> relax.Expr:
     """Invert stacked square matrices by Gauss-Jordan elimination with row exchanges, in float64."""
-    if _order(context) == 0:
+    if order(context) == 0:
         return matrices
     results = context.emit_te(_inverse_kernel, matrices, primfunc_name_hint="inverse")
     return relax.TupleGetItem(results, 0)
@@ -57,7 +57,7 @@ def _inverse_kernel(data: te.Tensor) -> list[te.Tensor]:
         source, (result, work, right, state) = FlatBuffer(ins[0]), (FlatBuffer(out) for out in outs)
         zero, one = tirx.const(0.0, "float64"), tirx.const(1.0, "float64")
         with IRBuilder() as builder:
-            with in_sequence(product(data.shape[:-2]), _ELIMINATION) as b, T.seq_scope():
+            with in_sequence(product(data.shape[:-2]), ELIMINATION) as b, T.seq_scope():
                 with T.serial(0, size * size) as i, T.seq_scope():
                     work[i] = source[b * size * size + i].astype("float64")
                     right[i] = tirx.Select(tirx.floordiv(i, size) == tirx.floormod(i, size), one, zero)
@@ -192,7 +192,7 @@ def _bias_of(context: NodeContext, bias: relax.Expr, shape: Sequence[Dim]) -> re
 def determinant(context: NodeContext) -> relax.Expr:
     """Compute determinants of stacked square matrices by elimination with row exchanges, in float64."""
     dtype = context.dtype(0)
-    if _order(context) == 0:
+    if order(context) == 0:
         return filled(context, 1.0, dtype, context.shape(0)[:-2])
     result = context.emit_te(_determinant_kernel(dtype), context.input(0), primfunc_name_hint="determinant")
     return relax.TupleGetItem(result, 0)
@@ -208,7 +208,7 @@ def _determinant_kernel(dtype: str) -> Callable[..., Tensor]:
         def generate(ins: list[Expr], outs: list[Expr]) -> Stmt:
             source, (result, work) = FlatBuffer(ins[0]), (FlatBuffer(out) for out in outs)
             with IRBuilder() as builder:
-                with in_sequence(count, _ELIMINATION) as b:
+                with in_sequence(count, ELIMINATION) as b:
                     _eliminate(source, result, work, b, size, dtype)
                 return builder.get()
 
@@ -246,7 +246,7 @@ def _eliminate(source: Buffer, result: Buffer, work: Buffer, b: Expr, size: Expr
                 factor = T.bind(work[spare])
 
                 # Starts at a vector boundary: the rest of the column is not read again.
-                lanes = 1 if isinstance(size, tirx.IntImm) and int(size) < _LANES else _LANES
+                lanes = 1 if isinstance(size, tirx.IntImm) and int(size) < LANES else LANES
                 start = tirx.floordiv(column + 1, int64(lanes)) * int64(lanes)
                 target, above = row * size + start, column * size + start
 
