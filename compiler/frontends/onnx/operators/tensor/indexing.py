@@ -148,8 +148,12 @@ def slice_by_attributes(context: NodeContext) -> relax.Expr:
 
 @converter("Slice", since=10)
 def slice_by_inputs(context: NodeContext) -> relax.Expr:
-    """Slice with starts and ends possibly known only at run time; axes and steps must be known."""
-    length = next((size for index in (3, 1, 2) if (size := _known_length(context, index)) is not None), None)
+    """Slice with starts and ends possibly known only at run time; axes and steps must be known.
+
+    Starts that are themselves slices from computed positions (`offsets[i : i + 1]`, rows of a bag) have no known
+    length: one is assumed, and checked during the run.
+    """
+    length = next((size for index in (3, 1, 2) if (size := _known_length(context, index)) is not None), 1)
     starts, ends = (context.shape_values(index, signed=True, length=length) for index in (1, 2))
     given = context.integers(3) if context.has_input(3) else list(range(len(starts)))
     axes = context.axes(given, context.rank(0))

@@ -5,8 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import onnx.parser
 import pytest
 
+import compiler
+from compiler.errors import InputError
 from tests.compiler.frontends.onnx.operators.onnxruntime_check import assert_equal_to_onnxruntime, node_model
 
 
@@ -89,3 +92,24 @@ def test_counted_sizes_pass_through_every_phase() -> None:
     expected = np.unique(x, return_index=True, return_inverse=True, return_counts=True)
     for found, reference in zip(module.run({"x": x}).values(), expected, strict=True):
         np.testing.assert_array_equal(found, reference)
+
+
+def test_slices_between_computed_positions() -> None:
+    """Rows from `offsets[bag : bag + 1]` to `offsets[bag + 1 : bag + 2]`: bags of PyTorch's exporter."""
+    text = """<ir_version: 9, opset_import: ["" : 18]>
+        sums (float[n, 3] rows, int64[m] offsets, int64[1] bag) => (float[3] y)
+        <int64 one = {1}, int64[1] axis = {0}> {
+            next = Add(bag, one)
+            after = Add(next, one)
+            start = Slice(offsets, bag, next)
+            end = Slice(offsets, next, after)
+            part = Slice(rows, start, end)
+            y = ReduceSum<keepdims: int = 0>(part, axis)
+        }"""
+    module = compiler.compile(onnx.parser.parse_model(text), threads=1)
+    rows, offsets = _few(5, 3), np.array([0, 2, 2, 5])
+    for bag, expected in enumerate((rows[:2].sum(0), np.zeros(3), rows[2:].sum(0))):
+        (found,) = module.run({"rows": rows, "offsets": offsets, "bag": np.array([bag])}).values()
+        np.testing.assert_array_equal(found, expected)
+    with pytest.raises(InputError):
+        module.run({"rows": rows, "offsets": offsets, "bag": np.array([7])})  # the slices of the offsets are empty
