@@ -30,7 +30,7 @@ from compiler.frontends.onnx import import_onnx
 from compiler.frontends.onnx.frontend import unnamed_size
 from compiler.frontends.torch.capture import exported_program, quiet
 from compiler.frontends.torch.constants import constants_propagated, propagated_elements
-from compiler.frontends.torch.decomposition import decomposed, without_projections
+from compiler.frontends.torch.decomposition import decomposed, decomposed_operators, without_projections
 from compiler.frontends.torch.even_parts import refuse_even_parts, write_out_even_parts, write_out_sized_parts
 from compiler.frontends.torch.exporter_patches import patched_exporter, without_rewriting
 from compiler.frontends.torch.fixed_sizes import OpenSizes
@@ -51,6 +51,7 @@ _LARGEST_PROTO_BYTES = 1 << 30
 _NODE = re.compile(
     r"Error when translating node %(?P<node>\w+) .*?target=(torch\.ops\.)?(?P<operator>[\w.]+)\]", re.DOTALL
 )
+_NO_CONVERSION = "PyTorch's ONNX exporter has no conversion for it"
 
 
 def import_torch(
@@ -261,9 +262,11 @@ def _refusal(error: BaseException) -> Refusal:
     node = next((match for each in texts if (match := _NODE.match(each)) is not None), None)
     if node is None:
         return Refusal("torch.export", "model", texts[min(1, len(texts) - 1)])
-    missing = texts[-1].startswith("No ONNX function found")
-    operator = node["operator"].removesuffix(".default")
-    return Refusal(operator, node["node"], "PyTorch's ONNX exporter has no conversion for it" if missing else texts[-1])
+    reason = texts[-1]
+    if reason.startswith("No ONNX function found"):
+        partly = node["operator"] in decomposed_operators()
+        reason = "these types, options or sizes of it are not supported" if partly else _NO_CONVERSION
+    return Refusal(node["operator"].removesuffix(".default"), node["node"], reason)
 
 
 def _name_outputs(onnx_program: Any, names: list[str]) -> None:

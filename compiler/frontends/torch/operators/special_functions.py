@@ -245,3 +245,11 @@ def _reflected(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     wide = values.double()
     reflected = wide < 0.5
     return wide, reflected, torch.where(reflected, 1 - wide, wide)
+
+
+@decomposition_of("aten.special_spherical_bessel_j0.default")
+def _spherical_bessel(values: Tensor) -> Tensor:
+    """sin(x) / x, by its series near 0; 0 at infinity."""
+    square = values * values
+    series = 1 - square / 6 * (1 - square / 20 * (1 - square / 42 * (1 - square / 72)))
+    return torch.where(values.abs() < 0.5, series, torch.where(values.isinf(), 0.0, values.sin() / values))

@@ -280,6 +280,16 @@ def test_cholesky_factor_of_a_matrix_that_is_not_positive_definite() -> None:
     assert np.isnan(found[1, 1])
 
 
+def test_sizes_that_an_operator_does_not_support_are_the_reason() -> None:
+    dynamic = ({0: torch.export.Dim.DYNAMIC},)
+    with pytest.raises(UnsupportedModelError, match=r"linalg_qr \(.*\): these types, options or sizes"):
+        import_model(Applied(torch.linalg.qr).eval(), example_inputs=(normal(5, 4),), dynamic_shapes=dynamic)
+
+
+def test_spherical_bessel_function() -> None:
+    check(torch.special.spherical_bessel_j0, torch.tensor([0.0, -1e-30, 1e-3, 0.4999, -0.5, 3.0, 40.0, torch.inf]))
+
+
 def test_gamma_of_odd_values() -> None:
     values = [0.0, -0.0, 1.0, 2.0, 1e-30, -1e-30, 0.5, -0.5, 1e6, 3e8, 1e30, torch.inf, -torch.inf, torch.nan, -7.25]
     check_together({"lgamma": torch.lgamma, "digamma": torch.digamma}, torch.tensor(values))
