@@ -3,12 +3,13 @@
 Sizes come from the importer, TVM's type inference, and the expressions of its kernels: `(n + 2 - 3) // 2 + 1`, `(n -
 1) // 2 + 1` and `(n + 1) // 2` are one size. TVM compares them structurally when it fuses kernels, and operators on
 equal shapes are lowered to simpler kernels than those that may broadcast. Kernel buffers get the sizes of the
-tensors passed to them, in the same spelling; variables that are one size at the call become one.
+tensors passed to them, in the same spelling: variables that are one size at the call become one, and variables whose
+size is computed at the call become its formula.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TypeAlias
 
 from tvm import relax, tirx
@@ -175,12 +176,14 @@ class _Spelling:
         shapes: shapes of the buffers that the kernel spells differently, by parameter position.
         more: the call's sizes that have no variable in the kernel, with their new variables.
         same: variables of the kernel's shapes that are one size at the call, with the first of them.
+        computed: variables of the kernel's shapes whose size is computed at the call, with its formula.
     """
 
     def __init__(self, kernel: PrimFunc, call: Call) -> None:
         self.shapes: dict[int, list[Expr]] = {}
         self.more: dict[Var, Var] = {}
         self.same: dict[Var, Var] = {}
+        self.computed: dict[Var, Expr] = {}
         self._own: dict[Var, Var] = {}
         if not isinstance(kernel, tirx.PrimFunc):
             return
@@ -200,6 +203,9 @@ class _Spelling:
             if not isinstance(value, tirx.IntImm) and first.setdefault(StructuralKey(value), var) is not var:
                 self.same[var] = first[StructuralKey(value)]
         self._own = {value: var for var, value in values.items() if isinstance(value, Var) and var not in self.same}
+        for var in _variables(size for kernel_shape, _ in pairs.values() for size in kernel_shape):
+            if var not in self.same and not isinstance(values.get(var, var), (Var, tirx.IntImm)):
+                self.computed[var] = self._in_own_variables(values[var])
         for position, (kernel_shape, call_shape) in pairs.items():
             if not all(
                 self._is_spelled_so(size, call_size, values)
@@ -212,7 +218,7 @@ class _Spelling:
 
     @property
     def differs(self) -> bool:
-        return bool(self.shapes or self.same)
+        return bool(self.shapes or self.same or self.computed)
 
     @staticmethod
     def _pairs(kernel: PrimFunc, call: Call) -> dict[int, tuple[list[Expr], list[Expr]]]:
@@ -241,7 +247,15 @@ class _Spelling:
     def key(self) -> tuple[object, ...]:
         """Key that is equal for calls that spell all sizes alike."""
         shapes = [(position, *map(StructuralKey, shape)) for position, shape in self.shapes.items()]
-        return (*shapes, *(var.name for var in self.more), *(var.name for var in self.same))
+        computed = [(var.name, StructuralKey(size)) for var, size in self.computed.items()]
+        return (*shapes, *computed, *(var.name for var in self.more), *(var.name for var in self.same))
+
+
+def _variables(sizes: Iterable[Expr]) -> dict[Var, None]:
+    found: dict[Var, None] = {}
+    for size in sizes:
+        structural_walk(size, (Var, found.setdefault))
+    return found
 
 
 def _respelled(kernel: PrimFunc, spelling: _Spelling, arguments: int) -> PrimFunc:
@@ -249,8 +263,16 @@ def _respelled(kernel: PrimFunc, spelling: _Spelling, arguments: int) -> PrimFun
     shapes = {kernel.params[position]: shape for position, shape in spelling.shapes.items()}
     types = {StructuralKey(buffer.ty): _of_shape(buffer.ty, shape) for buffer, shape in shapes.items()}
     changed = structural_map(kernel, (tirx.BufferType, lambda ty: types.get(StructuralKey(ty), ty)))
-    changed = structural_map(changed, (Var, lambda var: spelling.same.get(var, var))) if spelling.same else changed
-    parameters = [*changed.params[:arguments], *spelling.more.values(), *changed.params[arguments:]]
+    sizes = {**spelling.same, **spelling.computed}
+    parameters = changed.params
+    if sizes:
+        # Parameters stay, but the sizes computed from others are read no longer.
+        read = [each for each in parameters if each not in sizes]
+        changed = tirx.PrimFunc(read, changed.body, changed.ret_type, changed.attrs, changed.span)
+        changed = structural_map(changed, (Var, lambda var: sizes.get(var, var)))
+        left = iter(changed.params)
+        parameters = [each if each in sizes else next(left) for each in parameters]
+    parameters = [*parameters[:arguments], *spelling.more.values(), *parameters[arguments:]]
     return tirx.PrimFunc(parameters, changed.body, changed.ret_type, changed.attrs, changed.span)
 
 

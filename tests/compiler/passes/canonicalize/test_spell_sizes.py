@@ -124,3 +124,40 @@ def test_one_size_that_a_kernel_names_twice() -> None:
     for size in (1, 4, 9):
         x = generator.standard_normal((size, 6, size)).astype("float32")
         np.testing.assert_allclose(module.run({"x": x})["y"], session.run(None, {"x": x})[0], rtol=1e-4, atol=1e-5)
+
+
+def test_kernels_of_a_size_that_later_passes_compute_from_others() -> None:
+    """The importer names the length of the slice; its formula replaces the name, but not in the kernel of Resize."""
+    model = onnx.parser.parse_model("""
+        <ir_version: 10, opset_import: ["": 18]>
+        graph (float[1,1,m] x, float[n,n] square) => (float[?,?,?] y, float[?,?,?] z)
+        <int64[1] far = {1099511627776}, int64[1] start = {-3}, int64[1] two = {2}, int64 zero = {0},
+         float[3] scales = {1, 1, 2}>
+        {
+            last = Slice (x, start, far, two, two)
+            filtered = Conv <strides = [2]> (last, filters, bias)
+            y = Resize <coordinate_transformation_mode = "asymmetric", mode = "nearest", nearest_mode = "floor">
+                (filtered, "", scales)
+            sizes = Shape (square)
+            count = Gather <axis = 0> (sizes, zero)
+            z = Loop (count, "", last) <body = step (int64 i, bool go, float[?,?,?] s) => (bool on, float[?,?,?] next) {
+                on = Identity (go)
+                one = Sub (s, last)
+                less = Sub (one, last)
+                bent = Tanh (less)
+                next = Tanh (bent)
+            }>
+        }
+    """)
+    generator = np.random.default_rng(0)
+    for value, shape in (("filters", (8, 1, 2)), ("bias", (8,))):
+        numbers = generator.standard_normal(shape).astype("float32")
+        model.graph.initializer.append(onnx.numpy_helper.from_array(numbers, value))
+    module = compiler.compile(model, progress=None)
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    for size, count in ((3, 2), (9, 3)):
+        feeds = {"x": generator.standard_normal((1, 1, size)), "square": np.zeros((count, count))}
+        feeds = {name: value.astype("float32") for name, value in feeds.items()}
+        found, expected = module.run(feeds), session.run(None, feeds)
+        np.testing.assert_allclose(found["y"], expected[0], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(found["z"], expected[1], rtol=1e-4, atol=1e-5)
