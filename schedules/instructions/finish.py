@@ -242,7 +242,7 @@ def finish(function: PrimFunc, machine: Machine) -> PrimFunc:
     used: set[str] = set()
     suffix = vector_math.IN_TILE if _holds_tile(function.body) else ""
     body = with_flat_indices(function.body, function.params)
-    body = vector_nan_tests(vector_limits(vectorize_element_loops(body), used))
+    body = vector_nan_tests(vector_limits(vectorize_element_loops(body, machine), used))
     body = hide_backward_divisions(serialize_vectors(widen_narrow_calls(widen_narrow_lets(inline_narrow_lets(body)))))
     body = fresh_lets(
         guarded_divisors(chosen_conditions(own_differences(_vector_calls(_rounded_integers(body), used, suffix))))

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from schedules.instructions import vector_math
-from schedules.instructions.element_loops import VECTOR_DTYPES
 from schedules.instructions.llvm_functions import PREFIX, register_operator
 from schedules.ir.access import Access
 from schedules.ir.expression import DIVISIONS, buffers_loaded, index, map_loads, map_stores, nodes, uses, vector_lanes
@@ -20,6 +19,8 @@ from schedules.ir.stages import dtype_of
 from schedules.ir.tir import Buffer, Expr, Index, Node, Stmt, Var, structural_map, tirx, tvm
 from schedules.machine import Machine
 
+VECTOR_DTYPES = ("float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
+"""Dtypes of elements that are loaded and stored in vectors; TVM converts others element by element."""
 _LOAD, _VALUE, _VALID = PREFIX + "masked_load", PREFIX + "masked_value", PREFIX + "first_lanes"
 _IN_VECTORS = frozenset(
     {

@@ -35,7 +35,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from schedules.instructions.element_loops import VECTOR_DTYPES
+from schedules.instructions.masks import VECTOR_DTYPES
 from schedules.ir.access import Access, Stride, accesses_of, coefficient_of, simplified, with_plain_indices
 from schedules.ir.expression import buffers_loaded, constant_int, expression, index, map_loads, nodes, substitute, uses
 from schedules.ir.inline import has_branch

@@ -38,7 +38,7 @@ from schedules.attention.cache.description import (
     CachedAttention,
     parse,
 )
-from schedules.instructions.element_loops import VECTOR_DTYPES
+from schedules.instructions.masks import VECTOR_DTYPES
 from schedules.ir.tvm_types import BlockBuilder, Call, Expr, Stmt, Tensor, Type
 
 _LANES = 16  # per vector; LLVM splits it for narrower registers

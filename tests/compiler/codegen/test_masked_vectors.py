@@ -30,6 +30,8 @@ _BODIES = {
     "integer division by a value used twice": (
         "i = Cast<to = 6>(x) a = Abs(i) t = Max(a, one) q = Div(i, t) m = Mul(q, t) y = Cast<to = 1>(m)"
     ),
+    "running sums of columns": "y = CumSum(x, one)",
+    "running sums of earlier rows": "y = CumSum<exclusive = 1, reverse = 1>(x, zero)",
     "rows joined": "t = Tanh(x) y = Concat<axis = 2>(t, x)",
     "part of a row": "s = Slice(x, from, to, last) y = Tanh(s)",
 }
@@ -59,7 +61,7 @@ def test_ends_of_rows(name: str, dynamic: bool) -> None:
         model = onnx.parser.parse_model(
             f"""<ir_version: 10, opset_import: ["" : 21]> g (float[{sizes}] x) => (y)
             <int64[1] last = {{2}}, int64[2] columns = {{0, 1}}, int64[1] from = {{1}}, int64[1] to = {{-1}},
-             int32 one = {{1}}> {{
+             int32 zero = {{0}}, int32 one = {{1}}> {{
                 {_BODIES[name]}
             }}"""
         )

@@ -339,34 +339,26 @@ def _cumulative_kernel(axis: int, adds: bool, *, exclusive: bool, reverse: bool)
     def compute(data: te.Tensor) -> te.Tensor:
         dtype, size = str(data.dtype), data.shape[axis]
         outer, inner = product(data.shape[:axis]), product(data.shape[axis + 1 :])
+        # -0 + x is x, also if x is -0.
+        initial = -0.0 if adds and not exclusive and dtypes.is_float(dtype) else 0 if adds else 1
 
         def generate(ins: list[Expr], outs: list[Expr]) -> Stmt:
             source, result = FlatBuffer(ins[0]), FlatBuffer(outs[0])
             with IRBuilder() as builder:
-                with (
-                    shared_runs(outer, size, inner, MIN_PARALLEL_WORK, _COLUMNS) as (row, first, columns),
-                    in_sequence(size, _SCAN) as step,
-                ):
-                    along = size - 1 - step if reverse else step
-                    back = along + 1 if reverse else along - 1
+                with shared_runs(outer, size, inner, MIN_PARALLEL_WORK, _COLUMNS) as (row, first, columns):
 
-                    def at(position: Expr, column: Expr) -> Expr:
-                        return (row * size + position) * inner + (first + column)
+                    def run(column: Expr) -> None:
+                        total = FlatBuffer(T.alloc_buffer([1], dtype, scope="local"))
+                        total[0] = tirx.const(initial, dtype)
+                        with in_sequence(size, _SCAN) as step, T.seq_scope():
+                            at = (row * size + (size - 1 - step if reverse else step)) * inner + (first + column)
+                            if exclusive:
+                                result[at] = total[0]
+                            total[0] = total[0] + source[at] if adds else total[0] * source[at]
+                            if not exclusive:
+                                result[at] = total[0]
 
-                    def start(column: Expr) -> None:
-                        first = tirx.const(0 if adds else 1, dtype)
-                        result[at(along, column)] = first if exclusive else source[at(along, column)]
-
-                    def proceed(column: Expr) -> None:
-                        value = source[at(back if exclusive else along, column)]
-                        before = result[at(back, column)]
-                        result[at(along, column)] = before + value if adds else before * value
-
-                    with T.If(step == 0):
-                        with T.Then():
-                            in_vectors(columns, dtype, start)
-                        with T.Else():
-                            in_vectors(columns, dtype, proceed)
+                    in_vectors(columns, dtype, run)
                 return builder.get()
 
         out = tirx.decl_buffer(data.shape, dtype, "cumulative", layout=None)

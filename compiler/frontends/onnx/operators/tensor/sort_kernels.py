@@ -23,7 +23,8 @@ from compiler.frontends.flat_buffer import FlatBuffer
 from compiler.frontends.onnx import dtypes
 from schedules.annotations import SERIAL_REASON
 from schedules.codegen.nest import CHUNKED
-from schedules.instructions.element_loops import IN_CHUNKS, IN_VECTORS, VECTOR_DTYPES
+from schedules.instructions.element_loops import IN_CHUNKS, IN_VECTORS
+from schedules.instructions.masks import VECTOR_DTYPES
 from schedules.ir.tvm_types import Buffer, Expr, Stmt
 
 _LEVELS = 40  # 2**40 elements exceed any tensor
