@@ -3,6 +3,7 @@
 - `istft` fixes the number of frames; here `fold` overlap-adds any number of blocks.
 - `cdist` uses matmuls above 25 rows and differences below, which fixes the range of a dynamic number of rows.
 - `cov` and `corrcoef` read a value to warn of too few observations.
+- `lstsq` returns residuals only for matrices of full rank, and with some drivers; here it returns none.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ def composites_captured() -> AbstractContextManager[None]:
             (torch.Tensor, "cov", _cov),
             (torch, "corrcoef", _corrcoef),
             (torch.Tensor, "corrcoef", _corrcoef),
+            (torch.linalg, "lstsq", _lstsq),
             (functions, "cdist", _cdist),
         ]
     )
@@ -88,6 +90,26 @@ def _covariance(values: Tensor, correction: int) -> Tensor:
     covariance = centered @ centered.mH / (rows.shape[1] - correction)
     alone = isinstance(rows.shape[0], int) and rows.shape[0] == 1
     return covariance.reshape(()) if alone else covariance
+
+
+def _lstsq(original: Callable[..., Any]) -> Callable[..., Any]:
+    def lstsq(input: Tensor, b: Tensor, rcond: float | None = None, *, driver: str | None = None) -> Any:
+        import torch
+
+        from compiler.frontends.torch.operators.linear_algebra import larger
+
+        if input.is_complex():
+            return original(input, b, rcond, driver=driver)
+        is_vector = b.ndim == 1 or b.ndim == input.ndim - 1
+        right = (b.unsqueeze(-1) if is_vector else b).double()
+        results: Any = torch.return_types
+        unit = torch.finfo(input.dtype).eps * larger(*input.shape[-2:])
+        wide, ratio = input.double(), torch.full((), unit if rcond is None else rcond, dtype=torch.float64)
+        solution = (torch.linalg.pinv(wide, rtol=ratio) @ right).to(b.dtype)
+        rank, none = torch.linalg.matrix_rank(wide, rtol=ratio), input.new_empty(0)
+        return results.linalg_lstsq((solution.squeeze(-1) if is_vector else solution, none, rank, none))
+
+    return lstsq
 
 
 def _istft(original: Callable[..., Any]) -> Callable[..., Any]:

@@ -419,3 +419,51 @@ def _times_i(values: Tensor, sign: int = 1) -> Tensor:
 @_of_complex("aten.sigmoid.default")
 def _sigmoid(values: Tensor) -> Tensor:
     return torch.reciprocal(1 + _exp(-values))
+
+
+def _takes_sizes(node: torch.fx.Node) -> bool:
+    """True for a transform of complex numbers to given sizes."""
+    return _takes_complex(node) and len(node.args) > 1 and node.args[1] is not None
+
+
+def _resized(values: Tensor, sizes: Sequence[Any], axes: Sequence[int]) -> Tensor:
+    """Cut axes, or fill them up with zeros."""
+    for size, axis in zip(sizes, axes, strict=True):
+        missing = size - values.shape[axis]
+        if missing > 0:
+            edges = [0, 0] * (values.ndim - 1 - axis % values.ndim) + [0, missing]
+            values = _joined(*(torch.nn.functional.pad(part, edges) for part in _parts(values)))
+        elif missing < 0:
+            values = values.narrow(axis, 0, size)
+    return values
+
+
+def _transforms_to_sizes(name: str, rank: int | None, *, real: bool) -> None:
+    """Resize the input of a transform, so that the exporter does not pad complex numbers.
+
+    Args:
+        rank: 1 for transforms of one axis; None for those of any number, by default of the last ones.
+        real: the result is real: its last size belongs to about half as many complex numbers.
+    """
+    operator = getattr(_ATEN, name).default
+
+    def transform(values: Tensor, sizes: Any = None, axes: Any = None, norm: str | None = None) -> Tensor:
+        if sizes is None or not values.is_complex():
+            return NotImplemented
+        given = [sizes] if rank == 1 else list(sizes)
+        taken = list(range(-len(given), 0)) if axes is None else [axes] if rank == 1 else list(axes)
+        wanted = [*given[:-1], given[-1] // 2 + 1] if real else given
+        if all(values.shape[axis] == size for size, axis in zip(wanted, taken, strict=True)):
+            return NotImplemented
+        values = _resized(values, wanted, taken)
+        return operator(values, *([given[0], taken[0]] if rank == 1 else [given, taken]), norm)
+
+    decomposition_of(f"aten.{name}.default", condition=_takes_sizes)(transform)
+
+
+for _name, _rank, _real in (
+    *(("fft_fft", 1, False), ("fft_ifft", 1, False), ("fft_irfft", 1, True), ("fft_hfft", 1, True)),
+    *(("fft_fft2", 2, False), ("fft_ifft2", 2, False), ("fft_irfft2", 2, True)),
+    *(("fft_fftn", None, False), ("fft_ifftn", None, False), ("fft_irfftn", None, True)),
+):
+    _transforms_to_sizes(_name, _rank, real=_real)

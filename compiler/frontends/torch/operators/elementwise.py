@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from compiler.frontends.onnx.registry import TORCH_DOMAIN
 from compiler.frontends.torch.decomposition import decomposition_of
 
 
@@ -31,6 +32,29 @@ def _next_after(values: Tensor, towards: Tensor) -> Tensor:
     beside = torch.where(values < towards, wide + step, wide - step).float()
     beside = torch.where(values.isinf(), values.sign() * torch.finfo(torch.float32).max, beside)
     return torch.where(values == towards, towards, torch.where(towards.isnan(), towards, beside))
+
+
+@decomposition_of("aten.view.dtype")
+def _bits(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Read the bits of numbers as another type of the same width."""
+    if values.element_size() != dtype.itemsize or values.is_complex() or dtype.is_complex:
+        return NotImplemented
+    name = f"{TORCH_DOMAIN}::BitCast"
+    attributes: dict[str, Any] = {"dtype": str(dtype).removeprefix("torch.")}
+    return torch.onnx.ops.symbolic(name, (values,), attributes, dtype=dtype, shape=list(values.shape), version=1)
+
+
+@decomposition_of("aten.frexp.Tensor", "prims.frexp.default")
+def _fraction_and_exponent(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Split numbers into fractions of at least 1/2 and below 1, and powers of two."""
+    wide = values.double()  # no number of a narrower type is denormal in float64
+    if values.dtype == torch.float64:
+        return NotImplemented
+    bits = wide.view(torch.int64)
+    whole = (values == 0) | ~values.isfinite()
+    exponent = torch.where(whole, 0, ((bits >> 52) & 0x7FF) - 1022)
+    fraction = torch.where(whole, wide, ((bits & ~(0x7FF << 52)) | (1022 << 52)).view(torch.float64))
+    return fraction.to(values.dtype), exponent.to(torch.int32)
 
 
 @decomposition_of("aten.copysign.Tensor")

@@ -1,11 +1,13 @@
 """Matrix inverses, solvers and factorizations, computed in float64.
 
-QR is unrolled step by step: it supports matrices of known sizes up to `_LARGEST`. The kernels behind operators
-(`_linalg_slogdet` behind `slogdet`) are listed with them: torch's exporter decomposes operators into these.
+The kernels behind operators (`_linalg_slogdet` behind `slogdet`) are listed with them: torch's exporter decomposes
+operators into these.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from math import prod
 from typing import Any
 
 import torch
@@ -14,7 +16,6 @@ from torch import Tensor
 from compiler.frontends.onnx.registry import TORCH_DOMAIN
 from compiler.frontends.torch.decomposition import decomposition_of
 
-_LARGEST = 64
 # exp(A) = exp(A / 2^_SQUARINGS)^(2^_SQUARINGS), the inner one by its series; a norm above 2^10 overflows.
 _SQUARINGS = 12
 _TERMS = 18
@@ -23,6 +24,9 @@ _TERMS = 18
 @decomposition_of("aten.linalg_inv.default", "aten.inverse.default")
 def _inverse(matrices: Tensor) -> Tensor:
     """Invert a matrix; a singular one gives NaN or infinities, where torch raises an error."""
+    if matrices.is_complex():
+        size, inverse = matrices.shape[-1], _inverse(_real(matrices))
+        return torch.complex(inverse[..., :size, :size], inverse[..., size:, :size])
     shape = list(matrices.shape)
     return torch.onnx.ops.symbolic("com.microsoft::Inverse", [matrices], dtype=matrices.dtype, shape=shape, version=1)
 
@@ -34,11 +38,24 @@ def _inverse_and_errors(matrices: Tensor, *, check_errors: bool = False) -> tupl
 
 @decomposition_of("aten.linalg_solve.default")
 def _solve(matrices: Tensor, right: Tensor, *, left: bool = True) -> Tensor:
-    inverse = _inverse(matrices.double())
     vectors = right.ndim == 1 or (right.ndim == matrices.ndim - 1 and right.shape == matrices.shape[:-1])
     if vectors:
-        return (inverse @ right.double().unsqueeze(-1)).squeeze(-1).to(right.dtype)
-    return _product(inverse, right, left)
+        return _solve(matrices, right.unsqueeze(-1)).squeeze(-1)
+    if matrices.is_complex():
+        return _solve(matrices.mT, right.mT).mT if not left else _solve_complex(matrices, right)
+    return _product(_inverse(matrices.double()), right, left)
+
+
+def _solve_complex(matrices: Tensor, right: Tensor) -> Tensor:
+    size = matrices.shape[-1]
+    found = _solve(_real(matrices), torch.cat([right.real, right.imag], -2))
+    return torch.complex(found[..., :size, :], found[..., size:, :])
+
+
+def _real(matrices: Tensor) -> Tensor:
+    """Return the real matrix that maps real and imaginary parts of vectors like a complex matrix maps the vectors."""
+    real, imaginary = matrices.real, matrices.imag
+    return torch.cat([torch.cat([real, -imaginary], -1), torch.cat([imaginary, real], -1)], -2)
 
 
 @decomposition_of("aten.linalg_solve_ex.default")
@@ -122,28 +139,107 @@ def _cholesky_and_errors(matrices: Tensor, *, upper: bool = False, check_errors:
 
 @decomposition_of("aten.linalg_qr.default")
 def _qr(matrices: Tensor, mode: str = "reduced") -> tuple[Tensor, Tensor]:
-    """QR by Householder reflections, with LAPACK's signs: H = I - 2 v v' / v'v maps x to -sign(x[0]) |x| e."""
-    rows, columns = _known(matrices.shape[-2]), _known(matrices.shape[-1])
-    if rows is None or columns is None:
+    if matrices.is_complex():
         return NotImplemented
-    right = matrices.double()
-    left = torch.eye(rows, dtype=torch.float64).expand(*matrices.shape[:-1], rows)
-    positions = torch.arange(rows)
-    for column in range(min(rows - 1, columns)):
-        vector = torch.where(positions >= column, right[..., column], 0.0)
-        first, below = vector[..., column], torch.where(positions > column, vector, 0.0)
-        norm = (vector * vector).sum(-1).sqrt()
-        target = torch.where(first < 0, norm, -norm).unsqueeze(-1)
-        vector = torch.where(positions == column, vector - target, vector)
-        length = (vector * vector).sum(-1)
-        reflects = (below != 0).any(-1)
-        factor = torch.where(reflects, 2 / torch.where(reflects, length, 1.0), 0.0)[..., None, None]
-        vector = vector.unsqueeze(-1)
-        right = right - factor * vector * (vector.mT @ right)
-        left = left - factor * (left @ vector) * vector.mT
-    width = rows if mode == "complete" else min(rows, columns)
-    right = right[..., :width, :].triu().to(matrices.dtype)
-    return (matrices.new_empty(0) if mode == "r" else left[..., :width].to(matrices.dtype)), right
+    rows, columns = matrices.shape[-2:]
+    width = rows if mode == "complete" else smaller(rows, columns)
+    stack = matrices.shape[:-2]
+    shapes = [[*stack, rows, width], [*stack, width, columns]]
+    left, right = multi_output("QR", (matrices,), {"complete": int(mode == "complete")}, [matrices.dtype] * 2, shapes)
+    return (matrices.new_empty(0) if mode == "r" else left), right
+
+
+@decomposition_of("aten.linalg_lu_factor.default")
+def _lu_factor(matrices: Tensor, *, pivot: bool = True) -> tuple[Tensor, Tensor]:
+    if not pivot or matrices.is_complex():
+        return NotImplemented
+    steps = smaller(*matrices.shape[-2:])
+    shapes = [list(matrices.shape), [*matrices.shape[:-2], steps]]
+    factors, pivots = multi_output("LU", (matrices,), {}, [matrices.dtype, torch.int32], shapes)
+    return factors, pivots
+
+
+@decomposition_of("aten.linalg_lu_factor_ex.default")
+def _lu_factor_and_errors(matrices: Tensor, *, pivot: bool = True, check_errors: bool = False) -> tuple[Tensor, ...]:
+    if not pivot or matrices.is_complex():
+        return NotImplemented
+    return *_lu_factor(matrices), _no_errors(matrices)
+
+
+@decomposition_of("aten.linalg_lu.default")
+def _lu(matrices: Tensor, *, pivot: bool = True) -> tuple[Tensor, Tensor, Tensor]:
+    return _lu_unpack(*_lu_factor(matrices)) if pivot and not matrices.is_complex() else NotImplemented
+
+
+@decomposition_of("aten.lu_unpack.default")
+def _lu_unpack(
+    factors: Tensor, pivots: Tensor, unpack_data: bool = True, unpack_pivots: bool = True
+) -> tuple[Tensor, Tensor, Tensor]:
+    if not (unpack_data and unpack_pivots):
+        return NotImplemented
+    rows, columns = factors.shape[-2:]
+    width = smaller(rows, columns)
+    lower = factors[..., :width].tril(-1) + torch.eye(rows, width, dtype=factors.dtype)
+    return _permutation(pivots, rows).mT.to(factors.dtype), lower, factors[..., :width, :].triu()
+
+
+def _permutation(pivots: Tensor, rows: Any) -> Tensor:
+    """Return the matrix that exchanges rows like LAPACK's pivots."""
+    order = torch.arange(rows).expand(*pivots.shape[:-1], rows)
+    name, shape = f"{TORCH_DOMAIN}::ExchangedRows", list(order.shape)
+    order = torch.onnx.ops.symbolic(name, (order, pivots), {}, dtype=order.dtype, shape=shape, version=1)
+    return order.unsqueeze(-1) == torch.arange(rows)
+
+
+@decomposition_of("aten.linalg_lu_solve.default")
+def _lu_solve(factors: Tensor, pivots: Tensor, right: Tensor, *, left: bool = True, adjoint: bool = False) -> Tensor:
+    wide = factors.double()
+    lower = wide.tril(-1) + torch.eye(wide.shape[-1], dtype=torch.float64)
+    inverse = _inverse(wide.triu()) @ _inverse(lower) @ _permutation(pivots, wide.shape[-1]).double()
+    return _product(inverse.mT if adjoint else inverse, right, left)
+
+
+@decomposition_of("aten.lu_solve.default")
+def _lu_solve_of_factors(right: Tensor, factors: Tensor, pivots: Tensor) -> Tensor:
+    return _lu_solve(factors, pivots, right)
+
+
+def smaller(one: Any, other: Any) -> Any:
+    """Return the smaller size; `min` would compare dynamic ones."""
+    minimum: Any = torch.sym_min
+    return minimum(one, other)
+
+
+def larger(one: Any, other: Any) -> Any:
+    """Return the larger size; `max` would compare dynamic ones."""
+    maximum: Any = torch.sym_max
+    return maximum(one, other)
+
+
+def multi_output(
+    operator: str,
+    operands: tuple[Tensor, ...],
+    attributes: dict[str, Any],
+    dtypes: list[torch.dtype],
+    shapes: list[list[Any]],
+) -> Sequence[Tensor]:
+    """Emit an operator of `TORCH_DOMAIN` with several results."""
+    name = f"{TORCH_DOMAIN}::{operator}"
+    return torch.onnx.ops.symbolic_multi_out(name, operands, attributes, dtypes=dtypes, shapes=shapes, version=1)
+
+
+@decomposition_of("aten.linalg_tensorinv.default")
+def _tensor_inverse(tensors: Tensor, ind: int = 2) -> Tensor:
+    inverse = _inverse(tensors.reshape(prod(tensors.shape[:ind]), -1))
+    return inverse.reshape(*tensors.shape[ind:], *tensors.shape[:ind])
+
+
+@decomposition_of("aten.linalg_tensorsolve.default")
+def _tensor_solve(tensors: Tensor, right: Tensor, dims: list[int] | None = None) -> Tensor:
+    axes = [axis % tensors.ndim for axis in dims or ()]
+    moved = tensors.permute([axis for axis in range(tensors.ndim) if axis not in axes] + axes)
+    found = _solve(moved.reshape(right.numel(), -1), right.reshape(-1))
+    return found.reshape(moved.shape[right.ndim :])
 
 
 @decomposition_of("aten._linalg_slogdet.default")
@@ -192,10 +288,6 @@ def _power(matrices: Tensor, exponent: int) -> Tensor:
         exponent //= 2
         base = base @ base if exponent else base
     return base if result is None else result
-
-
-def _known(size: int | torch.SymInt) -> int | None:
-    return size if isinstance(size, int) and 0 < size <= _LARGEST else None
 
 
 @decomposition_of("aten.linalg_vander.default")

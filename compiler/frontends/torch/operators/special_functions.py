@@ -172,6 +172,33 @@ def _scaled_i0(wide: Tensor) -> Tensor:
     return torch.where(size < _LIMIT, near, far)
 
 
+_I1_NEAR = (0.5, 0.87890594, 0.51498869, 0.15084934, 0.02658733, 0.00301532, 0.00032411)
+_I1_FAR = (
+    *(0.39894228, -0.03988024, -0.00362018, 0.00163801, -0.01031555),
+    *(0.02282967, -0.02895312, 0.01787654, -0.00420059),
+)
+
+
+@decomposition_of("aten.special_i1.default", "prims.bessel_i1.default")
+def _bessel_i1(values: Tensor) -> Tensor:
+    return (_scaled_i1(values.double()) * torch.exp(values.double().abs())).to(_float_dtype(values))
+
+
+@decomposition_of("aten.special_i1e.default", "prims.bessel_i1e.default")
+def _bessel_i1e(values: Tensor) -> Tensor:
+    return _scaled_i1(values.double()).to(_float_dtype(values))
+
+
+def _scaled_i1(wide: Tensor) -> Tensor:
+    """I1(x) exp(-|x|) by Abramowitz and Stegun 9.8.3 and 9.8.4, with a relative error of 3e-7."""
+    size = wide.abs()
+    ratio = (wide / _LIMIT).clamp(-1, 1)
+    near = _polynomial(_I1_NEAR, ratio * ratio) * wide * torch.exp(-size)
+    above = size.clamp(min=_LIMIT)
+    far = _polynomial(_I1_FAR, _LIMIT / above) / above.sqrt() * wide.sign()
+    return torch.where(size < _LIMIT, near, far)
+
+
 def _polynomial(coefficients: Sequence[float], values: Tensor) -> Tensor:
     """c0 + c1 x + c2 x^2 + ..."""
     result = torch.zeros_like(values)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 from torch.utils import _pytree
 
 import compiler
@@ -181,3 +182,41 @@ def test_of_a_dynamic_length() -> None:
         x = torch.randn(2, size)
         for ours, theirs in zip(module.run([x.numpy()]).values(), _Spectrum()(x), strict=True):
             np.testing.assert_allclose(ours, theirs.numpy(), rtol=2e-4, atol=2e-4)
+
+
+TRANSFORMS: dict[str, dict[str, Any]] = {
+    **{name: {"n": 9, "dim": 1} for name in ("fft", "ifft")},
+    **{name: {"n": 12, "dim": 1} for name in ("irfft", "hfft")},
+    **{name: {"s": (10, 4)} for name in ("fft2", "ifftn")},
+    **{name: {"s": (10, 16)} for name in ("irfft2", "irfftn")},
+}
+
+
+class Transforms(torch.nn.Module):
+    def forward(self, x: Tensor) -> list[Tensor]:
+        values = torch.complex(x, x.flip(-1) * 2)
+        found = [getattr(torch.fft, name)(values, **options) for name, options in TRANSFORMS.items()]
+        return [torch.view_as_real(each) if each.is_complex() else each for each in found]
+
+
+class Solutions(torch.nn.Module):
+    def forward(self, x: Tensor) -> list[Tensor]:
+        matrices = torch.complex(x.mT @ x + torch.eye(x.shape[-1]), torch.ones(x.shape[-1], x.shape[-1]))
+        right = torch.complex(x.mT, x.mT.flip(-1))
+        found = [
+            torch.linalg.inv(matrices),
+            torch.linalg.solve(matrices, right),
+            torch.linalg.solve(matrices, right[..., 0]),
+            torch.linalg.solve(matrices, right.mT, left=False).resolve_conj(),
+        ]
+        return [torch.view_as_real(each) for each in found]
+
+
+@pytest.mark.parametrize("model", [Transforms(), Solutions()], ids=lambda model: type(model).__name__)
+def test_of_dynamic_sizes(model: torch.nn.Module) -> None:
+    dynamic = ({0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC},)
+    x = torch.randn(2, 5, 6)
+    module = compiler.compile(model.eval(), example_inputs=(x,), dynamic_shapes=dynamic, threads=1)
+    for given in (x, torch.randn(3, 4, 6)):
+        for found, wanted in zip(module.run([given]).values(), model(given), strict=True):
+            np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)

@@ -280,10 +280,86 @@ def test_cholesky_factor_of_a_matrix_that_is_not_positive_definite() -> None:
     assert np.isnan(found[1, 1])
 
 
-def test_sizes_that_an_operator_does_not_support_are_the_reason() -> None:
-    dynamic = ({0: torch.export.Dim.DYNAMIC},)
-    with pytest.raises(UnsupportedModelError, match=r"linalg_qr \(.*\): these types, options or sizes"):
-        import_model(Applied(torch.linalg.qr).eval(), example_inputs=(normal(5, 4),), dynamic_shapes=dynamic)
+def test_factors_of_dynamic_sizes() -> None:
+    def factors(x: Tensor) -> list[Any]:
+        found = [torch.linalg.qr(each, mode) for each in (x, x.mT) for mode in ("reduced", "complete", "r")]
+        return [*found, torch.linalg.lu(x), torch.linalg.lu_factor(x.mT), torch.linalg.lu(x.mT)]
+
+    dynamic = ({0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC},)
+    check(factors, normal(2, 5, 6), dynamic, (normal(3, 70, 6), normal(1, 3, 6)))
+
+
+def test_solutions_from_lu_factors() -> None:
+    def solutions(x: Tensor) -> list[Tensor]:
+        factors = torch.linalg.lu_factor(x @ x.mT + x[..., :1])
+        return [
+            torch.linalg.lu_solve(*factors, x),
+            torch.linalg.lu_solve(*factors, x.mT, left=False, adjoint=True),
+            torch.lu_solve(x, *factors),
+        ]
+
+    dynamic = ({0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC},)
+    check(solutions, normal(2, 5, 7), dynamic, (normal(3, 6, 7),), tolerance=1e-3)
+
+
+def test_singular_values_and_eigenvalues_of_dynamic_sizes() -> None:
+    """Vectors have any sign: matrices are put together again."""
+
+    def values(x: Tensor) -> list[Tensor]:
+        results = [torch.linalg.svdvals(x), torch.linalg.cond(x), torch.linalg.matrix_norm(x, "nuc")]
+        for matrices in (x, x.mT, x[..., :1] @ x[..., :1, :]):
+            left, found, right = torch.linalg.svd(matrices, full_matrices=False)
+            results += [left * found.unsqueeze(-2) @ right, left.mT @ left, found]
+        left, found, right = torch.linalg.svd(x)
+        results += [left.mT @ left, found, right @ right.mT]
+        symmetric = x @ x.mT - 2 * torch.eye(x.shape[1])
+        found, vectors = torch.linalg.eigh(symmetric.tril() + 3 * symmetric.triu(1))  # only one triangle is read
+        return [*results, found, vectors * found.unsqueeze(-2) @ vectors.mT, torch.linalg.eigvalsh(symmetric, "U")]
+
+    dynamic = ({0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC},)
+    check(values, normal(2, 5, 6), dynamic, (normal(3, 20, 6), normal(1, 3, 6)), tolerance=1e-4)
+
+
+def test_least_squares() -> None:
+    def solutions(x: Tensor) -> list[Tensor]:
+        low = x[..., :2] @ x[..., :2, :4]
+        return [
+            *(torch.linalg.pinv(x), torch.pinverse(x.mT), torch.linalg.pinv(low, rtol=1e-3)),
+            *(torch.linalg.matrix_rank(x), torch.linalg.matrix_rank(low)),
+            torch.linalg.lstsq(x[..., :3], x[..., 3:]).solution,
+            torch.linalg.lstsq(x[0, :, :3], x[0, :, 3])[0],
+        ]
+
+    dynamic = ({0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim("rows", min=5, max=6)},)
+    check(solutions, normal(2, 5, 6), dynamic, (normal(3, 6, 6),), tolerance=1e-3)
+
+
+def test_inverses_of_tensors() -> None:
+    def inverses(x: Tensor) -> list[Tensor]:
+        square = squares(x)[0]
+        return [
+            torch.linalg.tensorinv(square.reshape(2, 3, 6), ind=2),
+            torch.linalg.tensorsolve(square.reshape(2, 3, 3, 2), x[0, :2, :3]),
+            torch.linalg.tensorsolve(square.reshape(6, 3, 2).movedim(0, 1), x[0, :2, :3], dims=(1,)),
+        ]
+
+    check(inverses, normal(2, 5, 6), tolerance=1e-4)
+
+
+def test_bits() -> None:
+    functions: dict[str, Function] = {
+        "magnitudes": lambda x: (x.view(torch.int32) & 0x7FFFFFFF).view(torch.float32),
+        "bfloat16": lambda x: x.to(torch.bfloat16).view(torch.int16),
+        "halves": lambda x: x.to(torch.int16).view(torch.float16).float(),
+        "frexp": torch.frexp,
+    }
+    check_together(functions, torch.cat([normal(40) * 50, torch.tensor([0.0, -0.0, 1e-40, 1.0, -8.0, torch.inf])]))
+    with pytest.raises(UnsupportedModelError, match=r"aten.view.dtype \(.*\): these types, options or sizes"):
+        import_model(Applied(lambda x: x.view(torch.uint8)).eval(), example_inputs=(normal(5, 4),))
+
+
+def test_bessel_functions_of_order_1() -> None:
+    check_together({"i1": torch.special.i1, "i1e": torch.special.i1e}, torch.linspace(-9, 9, 37))
 
 
 def test_spherical_bessel_function() -> None:

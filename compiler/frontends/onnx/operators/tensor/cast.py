@@ -15,7 +15,7 @@ from tvm.relax import op as R
 from compiler.frontends.onnx import dtypes
 from compiler.frontends.onnx.broadcasting import elementwise
 from compiler.frontends.onnx.context import NodeContext
-from compiler.frontends.onnx.registry import converter
+from compiler.frontends.onnx.registry import TORCH_DOMAIN, converter
 from compiler.frontends.onnx.values import Constant, Value
 from schedules.ir.tvm_types import Expr
 
@@ -104,7 +104,16 @@ def _to_packed(context: NodeContext, data: relax.Expr, target: str) -> Value:
 @converter("BitCast", since=26)
 def bit_cast(context: NodeContext) -> relax.Expr | Value:
     """Reinterpret the bits as another type of the same width."""
-    target = dtypes.dtype_name(context.required_attribute("to"))
+    return _bits_as(context, dtypes.dtype_name(context.required_attribute("to")))
+
+
+@converter("BitCast", domain=TORCH_DOMAIN)
+def torch_bit_cast(context: NodeContext) -> relax.Expr | Value:
+    """Reinterpret the bits as another type of the same width, which is given by its name."""
+    return _bits_as(context, str(context.required_attribute("dtype")))
+
+
+def _bits_as(context: NodeContext, target: str | None) -> relax.Expr | Value:
     source = context.dtype(0)
     if target is None or _stored_bits(target) != _stored_bits(source):
         context.invalid(f"the bits of {source} cannot be read as {target}")
@@ -127,7 +136,13 @@ def _reinterpreted(context: NodeContext, target: str) -> relax.Expr | Value:
         return R.astype(data, target)
     if target == "bool" or dtypes.carrier(target) != target or dtypes.carrier(source) != source:
         context.refuse(f"the bits of {source} cannot be read as {target} at run time")
-    return elementwise(context, "bit_cast", lambda x: tirx.reinterpret(target, x), context.input(0))
+
+    def bits(value: Expr) -> Expr:
+        if source == "bfloat16":  # TVM computes in float32, and fails on a vector of such bits
+            value = (tirx.reinterpret("uint32", value.astype("float32")) >> tirx.const(16, "uint32")).astype("uint16")
+        return value if target == "uint16" and source == "bfloat16" else tirx.reinterpret(target, value)
+
+    return elementwise(context, "bit_cast", bits, context.input(0))
 
 
 _EXPONENT_ONLY = "float8_e8m0fnu"
