@@ -3,13 +3,17 @@
 - `istft` fixes the number of frames; here `fold` overlap-adds any number of blocks.
 - `cdist` uses matmuls above 25 rows and differences below, which fixes the range of a dynamic number of rows.
 - `cov` and `corrcoef` read a value to warn of too few observations.
+- torchvision's `batched_nms` chooses between two methods by the number of boxes, which may be computed. Its code is
+  replaced, since models import it by name.
 - `lstsq` returns residuals only for matrices of full rank, and with some drivers; here it returns none.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -23,6 +27,7 @@ def composites_captured() -> AbstractContextManager[None]:
     import torch
 
     functions: Any = torch._VF
+    boxes = sys.modules.get("torchvision.ops.boxes")
     return replaced(
         [
             (torch, "istft", _istft),
@@ -32,6 +37,7 @@ def composites_captured() -> AbstractContextManager[None]:
             (torch.Tensor, "corrcoef", _corrcoef),
             (torch.linalg, "lstsq", _lstsq),
             (functions, "cdist", _cdist),
+            *([] if boxes is None else [(boxes.batched_nms, "__code__", lambda _: _batched_nms.__code__)]),
         ]
     )
 
@@ -39,7 +45,10 @@ def composites_captured() -> AbstractContextManager[None]:
 @contextmanager
 def replaced(positions: Sequence[tuple[Any, str, Callable[..., Any]]]) -> Iterator[None]:
     """Context in which each (owner, name) is replaced by the third item applied to the original."""
-    originals = [(owner, name, vars(owner).get(name)) for owner, name, _ in positions]
+    originals = [
+        (owner, name, getattr(owner, name) if isinstance(owner, FunctionType) else vars(owner).get(name))
+        for owner, name, _ in positions
+    ]
     try:
         for owner, name, replacement in positions:
             setattr(owner, name, replacement(getattr(owner, name)))
@@ -57,6 +66,15 @@ def _cdist(original: Callable[..., Any]) -> Callable[..., Any]:
         return original(first, second, p, _BY_DIFFERENCES)
 
     return cdist
+
+
+def _batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float) -> Any:
+    """Move the boxes of each class apart, so that they do not overlap those of other classes."""
+    import torch
+    from torchvision.ops.boxes import nms
+
+    largest = torch.cat([boxes.flatten(), boxes.new_zeros(1)]).max()  # also of no boxes
+    return nms(boxes + (idxs.to(boxes) * (largest + 1)).unsqueeze(1), scores, iou_threshold)
 
 
 def _cov(original: Callable[..., Any]) -> Callable[..., Any]:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.export import Dim
+from torchvision.ops import batched_nms
 
 import compiler
 from compiler.errors import UnsupportedModelError
@@ -71,3 +72,25 @@ class Divisors(nn.Module):
 def test_a_refusal_names_the_operator_and_its_node() -> None:
     with pytest.raises(UnsupportedModelError, match=r"prims.gcd \(node 'gcd'\): PyTorch's ONNX exporter"):
         compiler.compile(Divisors().eval(), example_inputs=(torch.arange(4),), threads=1)
+
+
+class Detector(nn.Module):
+    """As detectors do: boxes above a score, then those of each class that overlap no better one."""
+
+    def forward(self, corners: Tensor, scores: Tensor, classes: Tensor) -> tuple[Tensor, ...]:
+        boxes = torch.cat([corners, corners + 20], 1)
+        kept = scores > 0.3
+        boxes, scores, classes = boxes[kept], scores[kept], classes[kept]
+        best = batched_nms(boxes, scores, classes, 0.4)[:7]
+        return boxes[best], scores[best], classes[best]
+
+
+def test_suppression_of_computed_numbers_of_boxes() -> None:
+    def drawn(count: int) -> tuple[Tensor, ...]:
+        return torch.rand(count, 2) * 50, torch.rand(count), torch.randint(0, 3, (count,))
+
+    shapes = ({0: Dim.DYNAMIC},) * 3
+    module = compiler.compile(Detector().eval(), example_inputs=drawn(20), dynamic_shapes=shapes, threads=1)
+    for given in (drawn(20), drawn(1500), tuple(each * 0 for each in drawn(6))):
+        for found, wanted in zip(module.run(given).values(), Detector()(*given), strict=True):
+            np.testing.assert_array_equal(found, wanted)
