@@ -114,13 +114,12 @@ def _lstsq(original: Callable[..., Any]) -> Callable[..., Any]:
     def lstsq(input: Tensor, b: Tensor, rcond: float | None = None, *, driver: str | None = None) -> Any:
         import torch
 
-        from compiler.frontends.torch.operators.linear_algebra import larger
-
         if input.is_complex():
             return original(input, b, rcond, driver=driver)
         is_vector = b.ndim == 1 or b.ndim == input.ndim - 1
         right = (b.unsqueeze(-1) if is_vector else b).double()
         results: Any = torch.return_types
+        larger: Any = torch.sym_max  # `max` would compare dynamic sizes
         unit = torch.finfo(input.dtype).eps * larger(*input.shape[-2:])
         wide, ratio = input.double(), torch.full((), unit if rcond is None else rcond, dtype=torch.float64)
         solution = (torch.linalg.pinv(wide, rtol=ratio) @ right).to(b.dtype)

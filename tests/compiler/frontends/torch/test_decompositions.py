@@ -302,6 +302,18 @@ def test_solutions_from_lu_factors() -> None:
     check(solutions, normal(2, 5, 7), dynamic, (normal(3, 6, 7),), tolerance=1e-3)
 
 
+def test_pivots_that_are_not_rows_stay_in_the_matrix() -> None:
+    class Solution(nn.Module):
+        def forward(self, factors: Tensor, pivots: Tensor, right: Tensor) -> Tensor:
+            return torch.linalg.lu_solve(factors, pivots, right)
+
+    example = (torch.eye(3), torch.tensor([1, 2, 3], dtype=torch.int32), normal(3, 2))
+    module = compiler.compile(Solution().eval(), example_inputs=example, threads=1)
+    right = normal(3, 2).numpy()
+    (found,) = module.run([np.eye(3, dtype=np.float32), np.array([1 << 30, -(1 << 30), 3], np.int32), right]).values()
+    np.testing.assert_array_equal(found, right[[1, 2, 0]])
+
+
 def test_singular_values_and_eigenvalues_of_dynamic_sizes() -> None:
     """Vectors have any sign: matrices are put together again."""
 

@@ -83,7 +83,8 @@ def _eliminate(work: Buffer, row: Expr, step: Expr, shape: tuple[Expr, Expr]) ->
 
 @converter("ExchangedRows", domain=TORCH_DOMAIN)
 def exchanged_rows(context: NodeContext) -> relax.Expr:
-    """Apply the exchanges of LAPACK's pivots (input 1) to stacked rows of int64 numbers (input 0)."""
+    """Apply the exchanges of LAPACK's pivots (input 1) to stacked rows of int64 numbers (input 0); pivots that are not
+    rows are clamped to the range."""
     return context.emit_te(_exchanges_kernel, context.input(0), context.input(1), primfunc_name_hint="exchanges")
 
 
@@ -97,7 +98,8 @@ def _exchanges_kernel(order: te.Tensor, pivots: te.Tensor) -> te.Tensor:
                 with T.serial(0, rows) as row:
                     result[b * rows + row] = before[b * rows + row]
                 with T.serial(0, steps) as step, T.seq_scope():
-                    other = b * rows + exchanges[b * steps + step].astype("int64") - int64(1)
+                    row = exchanges[b * steps + step].astype("int64") - int64(1)
+                    other = b * rows + tirx.max(tirx.min(row, rows - 1), int64(0))
                     kept = T.bind(result[b * rows + step])
                     result[b * rows + step] = result[other]
                     result[other] = kept
