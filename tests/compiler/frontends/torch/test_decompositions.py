@@ -302,6 +302,15 @@ def test_solutions_from_lu_factors() -> None:
     check(solutions, normal(2, 5, 7), dynamic, (normal(3, 6, 7),), tolerance=1e-3)
 
 
+def test_inverses_of_large_matrices() -> None:
+    def inverse(x: Tensor) -> Tensor:
+        return torch.linalg.inv(x + x.shape[-1] * torch.eye(x.shape[-1], dtype=x.dtype).flip(0))
+
+    check(inverse, normal(2, 75, 75).double())
+    dynamic = ({1: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC},)
+    check(inverse, normal(2, 5, 5).double(), dynamic, tuple(normal(2, size, size).double() for size in (1, 33, 75)))
+
+
 def test_pivots_that_are_not_rows_stay_in_the_matrix() -> None:
     class Solution(nn.Module):
         def forward(self, factors: Tensor, pivots: Tensor, right: Tensor) -> Tensor:

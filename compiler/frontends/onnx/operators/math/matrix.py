@@ -30,6 +30,7 @@ from compiler.passes.rewriting.expert_products import expert_product, padded_exp
 from schedules.ir.tvm_types import Buffer, Expr, Stmt, Tensor
 
 LANES = 8  # float64 numbers in the longest vectors
+_MAX_WHOLE_ROWS = 64  # elements: loops over a few known elements are unrolled, those from a start on are not
 ELIMINATION = "elimination, a column after the other"
 
 
@@ -56,6 +57,7 @@ def _inverse_kernel(data: te.Tensor) -> list[te.Tensor]:
     def generate(ins: Sequence[Buffer], outs: Sequence[Buffer]) -> Stmt:
         source, (result, work, right, state) = FlatBuffer(ins[0]), (FlatBuffer(out) for out in outs)
         zero, one = tirx.const(0.0, "float64"), tirx.const(1.0, "float64")
+        is_large = not isinstance(size, tirx.IntImm) or int(size) > _MAX_WHOLE_ROWS
         with IRBuilder() as builder:
             with in_sequence(product(data.shape[:-2]), ELIMINATION) as b, T.seq_scope():
                 with T.serial(0, size * size) as i, T.seq_scope():
@@ -63,16 +65,17 @@ def _inverse_kernel(data: te.Tensor) -> list[te.Tensor]:
                     right[i] = tirx.Select(tirx.floordiv(i, size) == tirx.floormod(i, size), one, zero)
                 with T.serial(0, size) as column, T.seq_scope():
                     _pivot(work, right, state, column, size)
+                    # Elements before the diagonal are 0.
+                    start = tirx.floordiv(column, LANES) * LANES if is_large else int64(0)
+                    parts = ((work, start), (right, int64(0)))
                     state[1] = one / work[column * size + column]
-                    for buffer in (work, right):
-                        with T.serial(0, size) as j:
-                            buffer[column * size + j] = buffer[column * size + j] * state[1]
+                    for buffer, first in parts:
+                        _scale(buffer, column * size + first, size - first, state[1], in_lanes=is_large)
                     with T.serial(0, size) as row, T.If(row != column), T.Then(), T.seq_scope():
                         state[1] = work[row * size + column]
-                        for buffer in (work, right):
-                            with T.serial(0, size) as j:
-                                taken = state[1] * buffer[column * size + j]
-                                buffer[row * size + j] = buffer[row * size + j] - taken
+                        for buffer, first in parts:
+                            at, pivot = row * size + first, column * size + first
+                            _subtract(buffer, at, pivot, size - first, state[1], in_lanes=is_large)
                 with T.serial(0, size * size) as i:
                     result[b * size * size + i] = right[i].astype(dtype)
             return builder.get()
@@ -80,6 +83,29 @@ def _inverse_kernel(data: te.Tensor) -> list[te.Tensor]:
     shapes = [list(data.shape), [size * size], [size * size], [int64(2)]]
     outputs: list[te.Tensor] = te.extern(shapes, [data], generate, dtype=[dtype, *["float64"] * 3], name="inverse")
     return outputs
+
+
+def _change(buffer: Buffer, start: Expr, count: Expr, value: Callable[[Expr], Expr], *, in_lanes: bool) -> None:
+    """Store `value(j)` in the elements `start + j`."""
+
+    def store(j: Expr) -> None:
+        buffer[start + j] = value(j)
+
+    if in_lanes:
+        in_vectors(count, "float64", store)
+    else:
+        with T.serial(0, count) as j:
+            store(j)
+
+
+def _scale(buffer: Buffer, at: Expr, count: Expr, factor: Expr, *, in_lanes: bool) -> None:
+    factor = T.bind(factor)
+    _change(buffer, at, count, lambda j: buffer[at + j] * factor, in_lanes=in_lanes)
+
+
+def _subtract(buffer: Buffer, at: Expr, other: Expr, count: Expr, factor: Expr, *, in_lanes: bool) -> None:
+    factor = T.bind(factor)
+    _change(buffer, at, count, lambda j: buffer[at + j] - factor * buffer[other + j], in_lanes=in_lanes)
 
 
 def _pivot(work: Buffer, right: Buffer, state: Buffer, column: Expr, size: Expr) -> None:
