@@ -113,4 +113,8 @@ def _may_mask(loop: Stmt, own: Sequence[Buffer], machine: Machine) -> bool:
 
 
 def _at(loop: Stmt, position: Expr) -> Stmt:
-    return substitute(loop.body, {loop.loop_var: position})
+    """A copy of the body with its own variables."""
+    body = substitute(loop.body, {loop.loop_var: position})
+    defined = [*(each.loop_var for each in nodes(body, tirx.For)), *(each.var for each in nodes(body, tirx.Bind))]
+    fresh = {each: tirx.Var(str(each.name), each.ty) for each in defined}
+    return structural_map(body, (tvm.ir.Var, lambda var: fresh.get(var, var))) if fresh else body

@@ -7,6 +7,13 @@ import onnx.parser
 import pytest
 
 import compiler
+import schedules.ir.tir  # noqa: F401
+import targets
+from schedules.instructions.element_loops import IN_VECTORS, vectorize_element_loops
+from schedules.ir.expression import nodes
+from schedules.machine import Machine
+
+from tvm import tirx  # isort: skip
 
 _SHAPES = [(3, 7, 1), (2, 5, 15), (2, 9, 64), (1, 4, 101), (3, 2, 181)]
 
@@ -58,3 +65,18 @@ def test_the_sign_of_zero() -> None:
     found = compiler.compile(model, threads=1).run({"x": np.full((2, 21), -0.0, np.float32)})
     assert np.signbit(found["y"]).all()
     assert not np.signbit(found["z"]).any()
+
+
+@pytest.mark.parametrize("target", ["x86-64-v3", "x86-64-v4"])
+def test_each_variable_is_defined_once(target: str) -> None:
+    """Vectors and the remainder are copies of the body: a variable defined twice fails in some of TVM's passes."""
+    source, result = (tirx.decl_buffer([4, 50], "float32", name) for name in ("source", "result"))
+    column, step, count = (tirx.Var(name, "int64") for name in ("column", "step", "count"))
+    value = tirx.BufferLoad(source, [step, column])
+    zero, serial = tirx.const(0, "int64"), tirx.ForKind.SERIAL
+    steps = tirx.For(step, zero, tirx.const(4, "int64"), serial, tirx.BufferStore(result, value, [step, column]))
+    loop = tirx.For(column, zero, count, serial, steps, annotations={IN_VECTORS: True})
+    machine: Machine = targets.get(target).machine
+    loops = nodes(vectorize_element_loops(loop, machine), tirx.For)
+    assert len(loops) > 4
+    assert len({each.loop_var for each in loops}) == len(loops)
