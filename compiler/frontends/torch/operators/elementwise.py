@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from compiler.frontends.onnx.registry import TORCH_DOMAIN
 from compiler.frontends.torch.decomposition import decomposition_of
+from compiler.frontends.torch.own_operators import own_operator
 
 
 @decomposition_of("aten.hypot.default")
@@ -39,9 +39,7 @@ def _bits(values: Tensor, dtype: torch.dtype) -> Tensor:
     """Read the bits of numbers as another type of the same width."""
     if values.element_size() != dtype.itemsize or values.is_complex() or dtype.is_complex:
         return NotImplemented
-    name = f"{TORCH_DOMAIN}::BitCast"
-    attributes: dict[str, Any] = {"dtype": str(dtype).removeprefix("torch.")}
-    return torch.onnx.ops.symbolic(name, (values,), attributes, dtype=dtype, shape=list(values.shape), version=1)
+    return own_operator("BitCast", [values], dtype, values.shape, dtype=str(dtype).removeprefix("torch."))
 
 
 @decomposition_of("aten.frexp.Tensor", "prims.frexp.default")

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
-from compiler.frontends.onnx.registry import TORCH_DOMAIN
 from compiler.frontends.torch.decomposition import along_axis, decomposition_of, is_dynamic
+from compiler.frontends.torch.own_operators import own_operator, own_operators_supported
 
 
 @decomposition_of("aten.embedding_bag.padding_idx", "aten.embedding_bag.default")
@@ -238,13 +238,10 @@ def _real_parts(data: Tensor, source: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _written(data: Tensor, positions: Tensor, rows: Tensor, dim: int) -> Tensor:
-    if not hasattr(torch.onnx, "ops"):  # before torch 2.8
+    if not own_operators_supported():
         return NotImplemented
     operands = (data, positions.to(torch.int64), rows.to(data.dtype))
-    attributes: dict[str, Any] = {"axis": dim % data.ndim}
-    return torch.onnx.ops.symbolic(
-        f"{TORCH_DOMAIN}::WritePlaces", operands, attributes, dtype=data.dtype, shape=data.shape, version=1
-    )
+    return own_operator("WritePlaces", operands, data.dtype, data.shape, axis=dim % data.ndim)
 
 
 def _counts_in_floats(node: torch.fx.Node) -> bool:

@@ -6,15 +6,14 @@ operators into these.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from compiler.frontends.onnx.registry import TORCH_DOMAIN
 from compiler.frontends.torch.decomposition import decomposition_of
+from compiler.frontends.torch.own_operators import own_operator, own_operator_with_results
 
 # exp(A) = exp(A / 2^_SQUARINGS)^(2^_SQUARINGS), the inner one by its series; a norm above 2^10 overflows.
 _SQUARINGS = 12
@@ -124,11 +123,9 @@ def _product(inverse: Tensor, right: Tensor, left: bool) -> Tensor:
 @decomposition_of("aten.linalg_cholesky.default", "aten.cholesky.default")
 def _cholesky(matrices: Tensor, upper: bool = False, *_: bool) -> Tensor:
     """Cholesky factor; NaN if not positive definite, where torch raises an error."""
-    if matrices.is_complex() or not hasattr(torch.onnx, "ops"):  # before torch 2.8
+    if matrices.is_complex():
         return NotImplemented
-    name, shape = f"{TORCH_DOMAIN}::Cholesky", list(matrices.shape)
-    attributes: dict[str, Any] = {"upper": int(upper)}
-    return torch.onnx.ops.symbolic(name, (matrices,), attributes, dtype=matrices.dtype, shape=shape, version=1)
+    return own_operator("Cholesky", [matrices], matrices.dtype, matrices.shape, upper=int(upper))
 
 
 @decomposition_of("aten.linalg_cholesky_ex.default")
@@ -145,7 +142,8 @@ def _qr(matrices: Tensor, mode: str = "reduced") -> tuple[Tensor, Tensor]:
     width = rows if mode == "complete" else smaller(rows, columns)
     stack = matrices.shape[:-2]
     shapes = [[*stack, rows, width], [*stack, width, columns]]
-    left, right = multi_output("QR", (matrices,), {"complete": int(mode == "complete")}, [matrices.dtype] * 2, shapes)
+    dtypes, complete = [matrices.dtype] * 2, int(mode == "complete")
+    left, right = own_operator_with_results("QR", [matrices], dtypes, shapes, complete=complete)
     return (matrices.new_empty(0) if mode == "r" else left), right
 
 
@@ -155,7 +153,7 @@ def _lu_factor(matrices: Tensor, *, pivot: bool = True) -> tuple[Tensor, Tensor]
         return NotImplemented
     steps = smaller(*matrices.shape[-2:])
     shapes = [list(matrices.shape), [*matrices.shape[:-2], steps]]
-    factors, pivots = multi_output("LU", (matrices,), {}, [matrices.dtype, torch.int32], shapes)
+    factors, pivots = own_operator_with_results("LU", [matrices], [matrices.dtype, torch.int32], shapes)
     return factors, pivots
 
 
@@ -186,8 +184,7 @@ def _lu_unpack(
 def _permutation(pivots: Tensor, rows: Any) -> Tensor:
     """Return the matrix that exchanges rows like LAPACK's pivots."""
     order = torch.arange(rows).expand(*pivots.shape[:-1], rows)
-    name, shape = f"{TORCH_DOMAIN}::ExchangedRows", list(order.shape)
-    order = torch.onnx.ops.symbolic(name, (order, pivots), {}, dtype=order.dtype, shape=shape, version=1)
+    order = own_operator("ExchangedRows", [order, pivots], order.dtype, order.shape)
     return order.unsqueeze(-1) == torch.arange(rows)
 
 
@@ -214,18 +211,6 @@ def larger(one: Any, other: Any) -> Any:
     """Return the larger size; `max` would compare dynamic ones."""
     maximum: Any = torch.sym_max
     return maximum(one, other)
-
-
-def multi_output(
-    operator: str,
-    operands: tuple[Tensor, ...],
-    attributes: dict[str, Any],
-    dtypes: list[torch.dtype],
-    shapes: list[list[Any]],
-) -> Sequence[Tensor]:
-    """Emit an operator of `TORCH_DOMAIN` with several results."""
-    name = f"{TORCH_DOMAIN}::{operator}"
-    return torch.onnx.ops.symbolic_multi_out(name, operands, attributes, dtypes=dtypes, shapes=shapes, version=1)
 
 
 @decomposition_of("aten.linalg_tensorinv.default")

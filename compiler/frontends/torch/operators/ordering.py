@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from compiler.frontends.onnx.registry import TORCH_DOMAIN
 from compiler.frontends.torch.decomposition import along_axis, decomposition_of, is_dynamic
+from compiler.frontends.torch.own_operators import own_operator, own_operators_supported
 
 
 @decomposition_of("aten.sort.default")
@@ -136,11 +136,9 @@ def _size(values: Tensor, dim: int) -> Any:
 
 def _own(operator: str, values: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
     """Emit an operator of `TORCH_DOMAIN` along an axis."""
-    if not hasattr(torch.onnx, "ops"):  # before torch 2.8
+    if not own_operators_supported():
         return NotImplemented
-    name = f"{TORCH_DOMAIN}::{operator}"
-    attributes: dict[str, Any] = {"axis": dim % values.ndim}
-    return torch.onnx.ops.symbolic(name, (values,), attributes, dtype=dtype, shape=values.shape, version=1)
+    return own_operator(operator, [values], dtype, values.shape, axis=dim % values.ndim)
 
 
 @decomposition_of("aten.mode.default")

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from compiler.frontends.torch.decomposition import decomposition_of
-from compiler.frontends.torch.operators.linear_algebra import larger, multi_output, smaller
+from compiler.frontends.torch.operators.linear_algebra import larger, smaller
+from compiler.frontends.torch.own_operators import own_operator_with_results
 
 
 @decomposition_of("aten.linalg_svd.default")
@@ -26,8 +27,8 @@ def _svd(matrices: Tensor, full_matrices: bool = True, *, driver: str | None = N
     count = smaller(rows, columns)
     width = rows if full_matrices else count
     shapes = [[*matrices.shape[:-1], width], [*matrices.shape[:-2], width, count]]
-    longest, attributes = _rows(rotated, _first(order, count)).mT, {"complete": int(full_matrices)}
-    left, right = multi_output("QR", (longest,), attributes, [torch.float64] * 2, shapes)
+    longest, complete = _rows(rotated, _first(order, count)).mT, int(full_matrices)
+    left, right = own_operator_with_results("QR", [longest], [torch.float64] * 2, shapes, complete=complete)
     diagonal = (right * torch.eye(width, count, dtype=torch.float64)).sum(-1, keepdim=True)
     left = left * torch.where(diagonal < 0, -1.0, 1.0).mT
     turned = _rows(turned, order if full_matrices else _first(order, count))
@@ -157,5 +158,5 @@ def _matrix_norm(
 
 def _rotations(operator: str, matrices: Tensor) -> tuple[Tensor, Tensor]:
     shapes = [list(matrices.shape), [*matrices.shape[:-1], matrices.shape[-2]]]
-    rotated, turned = multi_output(operator, (matrices,), {}, [torch.float64] * 2, shapes)
+    rotated, turned = own_operator_with_results(operator, [matrices], [torch.float64] * 2, shapes)
     return rotated, turned
