@@ -74,7 +74,7 @@ def _vectors(loop: Stmt, first: Expr, count: Expr, machine: Machine) -> Stmt:
 
 
 def _lane_counts(loop: Stmt, own: Sequence[Buffer]) -> tuple[int, ...]:
-    """Numbers of lanes, each for what the one before leaves."""
+    """Lane counts to vectorize with, in order: each takes the iterations that the one before leaves."""
     if not nodes(loop.body, tirx.For):
         return (_LANES,)
     bits = max((dtype_bits(dtype_of(each)) for each in own), default=8)

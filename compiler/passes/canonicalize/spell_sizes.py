@@ -9,7 +9,7 @@ size is computed at the call become its formula.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypeAlias
 
 from tvm import relax, tirx
@@ -19,6 +19,7 @@ from tvm.relax.expr_functor import PyExprMutator, mutator
 from compiler.passes.context import PipelineContext
 from compiler.passes.registry import graph_pass
 from compiler.passes.rewriting.graph import bindings_of, operator_name, rewritable_functions, update_functions
+from schedules.ir.expression import nodes
 from schedules.ir.size_proofs import CONGRUENCES, Congruence, SizeSpellings, complexity
 from schedules.ir.tir import StructuralKey, structural_equal, structural_map, structural_walk
 from schedules.ir.tvm_types import Expr, Function, PrimFunc, Type
@@ -203,7 +204,8 @@ class _Spelling:
             if not isinstance(value, tirx.IntImm) and first.setdefault(StructuralKey(value), var) is not var:
                 self.same[var] = first[StructuralKey(value)]
         self._own = {value: var for var, value in values.items() if isinstance(value, Var) and var not in self.same}
-        for var in _variables(size for kernel_shape, _ in pairs.values() for size in kernel_shape):
+        sizes = [size for kernel_shape, _ in pairs.values() for size in kernel_shape]
+        for var in dict.fromkeys(var for size in sizes for var in nodes(size, Var)):
             if var not in self.same and not isinstance(values.get(var, var), (Var, tirx.IntImm)):
                 self.computed[var] = self._in_own_variables(values[var])
         for position, (kernel_shape, call_shape) in pairs.items():
@@ -251,13 +253,6 @@ class _Spelling:
         return (*shapes, *computed, *(var.name for var in self.more), *(var.name for var in self.same))
 
 
-def _variables(sizes: Iterable[Expr]) -> dict[Var, None]:
-    found: dict[Var, None] = {}
-    for size in sizes:
-        structural_walk(size, (Var, found.setdefault))
-    return found
-
-
 def _respelled(kernel: PrimFunc, spelling: _Spelling, arguments: int) -> PrimFunc:
     """Return the kernel with these shapes, and their additional variables after its arguments."""
     shapes = {kernel.params[position]: shape for position, shape in spelling.shapes.items()}
@@ -266,7 +261,7 @@ def _respelled(kernel: PrimFunc, spelling: _Spelling, arguments: int) -> PrimFun
     sizes = {**spelling.same, **spelling.computed}
     parameters = changed.params
     if sizes:
-        # Parameters stay, but the sizes computed from others are read no longer.
+        # Parameters stay, but the body no longer reads those that are computed from others.
         read = [each for each in parameters if each not in sizes]
         changed = tirx.PrimFunc(read, changed.body, changed.ret_type, changed.attrs, changed.span)
         changed = structural_map(changed, (Var, lambda var: sizes.get(var, var)))

@@ -10,8 +10,8 @@ from tvm.script.ir_builder import tirx as T
 
 from compiler.frontends.flat_buffer import FlatBuffer
 from compiler.frontends.onnx.context import NodeContext
-from compiler.frontends.onnx.operators.math.matrix import ELIMINATION
-from compiler.frontends.onnx.operators.tensor.sort_kernels import in_sequence, in_vectors, int64, product
+from compiler.frontends.onnx.operators.math.elimination import ELIMINATION, subtract_multiple
+from compiler.frontends.onnx.operators.tensor.sort_kernels import in_sequence, int64, product
 from compiler.frontends.onnx.registry import TORCH_DOMAIN, converter
 from schedules.ir.tvm_types import Buffer, Expr, Stmt
 
@@ -73,12 +73,8 @@ def _eliminate(work: Buffer, row: Expr, step: Expr, shape: tuple[Expr, Expr]) ->
     element = row * columns + step
     work[element] = work[element] / work[step * columns + step]
     work[rows * columns] = work[element]
-    factor, target, above = T.bind(work[rows * columns]), element + 1, step * columns + step + 1
-
-    def subtract(i: Expr) -> None:
-        work[target + i] = work[target + i] - factor * work[above + i]
-
-    in_vectors(columns - step - 1, "float64", subtract)
+    above = step * columns + step + 1
+    subtract_multiple(work, element + 1, above, columns - step - 1, work[rows * columns])
 
 
 @converter("ExchangedRows", domain=TORCH_DOMAIN)

@@ -19,6 +19,7 @@ from compiler.frontends.flat_buffer import FlatBuffer
 from compiler.frontends.onnx.bounds import require
 from compiler.frontends.onnx.broadcasting import broadcast_shapes, broadcast_to, common_size
 from compiler.frontends.onnx.context import NodeContext
+from compiler.frontends.onnx.operators.math.elimination import ELIMINATION, scale, subtract_multiple, vector_boundary
 from compiler.frontends.onnx.operators.tensor.cast import is_narrow_float
 from compiler.frontends.onnx.operators.tensor.create import filled
 from compiler.frontends.onnx.operators.tensor.sort_kernels import in_sequence, in_vectors, int64, product
@@ -29,9 +30,7 @@ from compiler.passes.rewriting.block_weights import BlockWeight
 from compiler.passes.rewriting.expert_products import expert_product, padded_experts
 from schedules.ir.tvm_types import Buffer, Expr, Stmt, Tensor
 
-LANES = 8  # float64 numbers in the longest vectors
 _MAX_WHOLE_ROWS = 64  # elements: loops over a few known elements are unrolled, those from a start on are not
-ELIMINATION = "elimination, a column after the other"
 
 
 def order(context: NodeContext) -> Dim:
@@ -66,16 +65,16 @@ def _inverse_kernel(data: te.Tensor) -> list[te.Tensor]:
                 with T.serial(0, size) as column, T.seq_scope():
                     _pivot(work, right, state, column, size)
                     # Elements before the diagonal are 0.
-                    start = tirx.floordiv(column, LANES) * LANES if is_large else int64(0)
+                    start = vector_boundary(column, size) if is_large else int64(0)
                     parts = ((work, start), (right, int64(0)))
                     state[1] = one / work[column * size + column]
                     for buffer, first in parts:
-                        _scale(buffer, column * size + first, size - first, state[1], in_lanes=is_large)
+                        scale(buffer, column * size + first, size - first, state[1], in_lanes=is_large)
                     with T.serial(0, size) as row, T.If(row != column), T.Then(), T.seq_scope():
                         state[1] = work[row * size + column]
                         for buffer, first in parts:
                             at, pivot = row * size + first, column * size + first
-                            _subtract(buffer, at, pivot, size - first, state[1], in_lanes=is_large)
+                            subtract_multiple(buffer, at, pivot, size - first, state[1], in_lanes=is_large)
                 with T.serial(0, size * size) as i:
                     result[b * size * size + i] = right[i].astype(dtype)
             return builder.get()
@@ -83,29 +82,6 @@ def _inverse_kernel(data: te.Tensor) -> list[te.Tensor]:
     shapes = [list(data.shape), [size * size], [size * size], [int64(2)]]
     outputs: list[te.Tensor] = te.extern(shapes, [data], generate, dtype=[dtype, *["float64"] * 3], name="inverse")
     return outputs
-
-
-def _change(buffer: Buffer, start: Expr, count: Expr, value: Callable[[Expr], Expr], *, in_lanes: bool) -> None:
-    """Store `value(j)` in the elements `start + j`."""
-
-    def store(j: Expr) -> None:
-        buffer[start + j] = value(j)
-
-    if in_lanes:
-        in_vectors(count, "float64", store)
-    else:
-        with T.serial(0, count) as j:
-            store(j)
-
-
-def _scale(buffer: Buffer, at: Expr, count: Expr, factor: Expr, *, in_lanes: bool) -> None:
-    factor = T.bind(factor)
-    _change(buffer, at, count, lambda j: buffer[at + j] * factor, in_lanes=in_lanes)
-
-
-def _subtract(buffer: Buffer, at: Expr, other: Expr, count: Expr, factor: Expr, *, in_lanes: bool) -> None:
-    factor = T.bind(factor)
-    _change(buffer, at, count, lambda j: buffer[at + j] - factor * buffer[other + j], in_lanes=in_lanes)
 
 
 def _pivot(work: Buffer, right: Buffer, state: Buffer, column: Expr, size: Expr) -> None:
@@ -269,17 +245,9 @@ def _eliminate(source: Buffer, result: Buffer, work: Buffer, b: Expr, size: Expr
             with T.If(nonzero), T.Then(), T.serial(0, size - column - 1) as down, T.seq_scope():
                 row = column + 1 + down
                 work[spare] = work[row * size + column] / work[column * size + column]
-                factor = T.bind(work[spare])
-
                 # Starts at a vector boundary: the rest of the column is not read again.
-                lanes = 1 if isinstance(size, tirx.IntImm) and int(size) < LANES else LANES
-                start = tirx.floordiv(column + 1, int64(lanes)) * int64(lanes)
-                target, above = row * size + start, column * size + start
-
-                def subtract(i: Expr, target: Expr = target, above: Expr = above, factor: Expr = factor) -> None:
-                    work[target + i] = work[target + i] - factor * work[above + i]
-
-                in_vectors(size - start, "float64", subtract)
+                start = vector_boundary(column + 1, size)
+                subtract_multiple(work, row * size + start, column * size + start, size - start, work[spare])
         result[b] = work[product].astype(dtype)
 
 

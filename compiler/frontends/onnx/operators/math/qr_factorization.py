@@ -10,7 +10,7 @@ from tvm.script.ir_builder import tirx as T
 
 from compiler.frontends.flat_buffer import FlatBuffer
 from compiler.frontends.onnx.context import NodeContext
-from compiler.frontends.onnx.operators.math.matrix import ELIMINATION
+from compiler.frontends.onnx.operators.math.elimination import ELIMINATION
 from compiler.frontends.onnx.operators.tensor.sort_kernels import in_sequence, in_vectors, int64, product
 from compiler.frontends.onnx.registry import TORCH_DOMAIN, converter
 from schedules.ir.tvm_types import Buffer, Expr, Stmt

@@ -10,8 +10,9 @@ from tvm.script.ir_builder import tirx as T
 
 from compiler.frontends.flat_buffer import FlatBuffer
 from compiler.frontends.onnx.context import NodeContext
-from compiler.frontends.onnx.operators.math.matrix import ELIMINATION, LANES, order
-from compiler.frontends.onnx.operators.tensor.sort_kernels import in_sequence, in_vectors, int64, product
+from compiler.frontends.onnx.operators.math.elimination import ELIMINATION, subtract_multiple, vector_boundary
+from compiler.frontends.onnx.operators.math.matrix import order
+from compiler.frontends.onnx.operators.tensor.sort_kernels import in_sequence, product
 from compiler.frontends.onnx.registry import TORCH_DOMAIN, converter
 from schedules.ir.tvm_types import Buffer, Expr, Stmt
 
@@ -60,7 +61,6 @@ def _eliminate(work: Buffer, size: Expr) -> None:
     Rows are updated from a vector boundary at or before their diagonal: what is below the diagonal is not read for
     results. The last element is a spare.
     """
-    lanes = 1 if isinstance(size, tirx.IntImm) and int(size) < LANES else LANES
     spare = size * size
     with T.serial(0, size) as column, T.seq_scope():
         above = column * size
@@ -70,11 +70,5 @@ def _eliminate(work: Buffer, size: Expr) -> None:
         with T.serial(0, size - column - 1) as down, T.seq_scope():
             row = column + 1 + down
             work[spare] = work[above + row]
-            factor = T.bind(work[spare])
-            start = tirx.floordiv(row, int64(lanes)) * int64(lanes)
-            target, scaled = row * size + start, above + start
-
-            def subtract(i: Expr, target: Expr = target, scaled: Expr = scaled, factor: Expr = factor) -> None:
-                work[target + i] = work[target + i] - factor * work[scaled + i]
-
-            in_vectors(size - start, "float64", subtract)
+            start = vector_boundary(row, size)
+            subtract_multiple(work, row * size + start, above + start, size - start, work[spare])
