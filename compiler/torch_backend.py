@@ -17,7 +17,7 @@ import torch
 import torch.utils.dlpack
 
 import compiler
-from compiler.errors import OptionError, UserError
+from compiler.errors import InputError, OptionError, UserError
 from compiler.frontends.torch.graph_arguments import BoundGraph, GraphArguments, grown_axes
 
 Array = np.ndarray
@@ -41,7 +41,8 @@ class _CompiledGraph:
         self._arguments = arguments
         self._options = options
         self._modules: dict[tuple[Any, ...], _Specialization] = {}
-        self._fixed = False  # symbolic dimensions cannot be compiled
+        self._dynamic = arguments.dynamic_shapes()  # None: no dimension is dynamic, or they cannot be compiled
+        self._warned = False
         self._grown = grown_axes(graph)
 
     def __call__(self, *arguments: Any) -> tuple[torch.Tensor, ...]:
@@ -50,28 +51,40 @@ class _CompiledGraph:
                 "the tensorwright backend compiles inference, and this call would record gradients",
                 "call the model inside torch.no_grad() or torch.inference_mode()",
             )
-        key = self._arguments.signature(arguments, fixed=self._fixed)
-        specialization = self._modules.get(key)
-        if specialization is None or specialization.is_stale(arguments):
-            specialization = self._compiled(arguments)
-            self._modules[self._arguments.signature(arguments, fixed=self._fixed)] = specialization
-        results = specialization(arguments)
+        results = self._results(arguments)
         for index, axis in self._grown.items():
             torch._dynamo.maybe_mark_dynamic(results[index], axis % results[index].ndim)
         return results
 
-    def _compiled(self, arguments: Sequence[Any]) -> _Specialization:
-        dynamic = None if self._fixed else self._arguments.dynamic_shapes()
-        if dynamic is None:
-            return _Specialization(self._graph, self._arguments, arguments, None, self._options)
-        try:
-            return _Specialization(self._graph, self._arguments, arguments, dynamic, self._options)
-        except UserError as error:
-            specialization = _Specialization(self._graph, self._arguments, arguments, None, self._options)
-            self._fixed = True
+    def _results(self, arguments: Sequence[Any]) -> tuple[torch.Tensor, ...]:
+        """Run the module for all sizes, or one for the sizes of these arguments if there is none or it refuses them."""
+        module = None
+        if self._dynamic is not None:
+            try:
+                module = self._specialization(arguments, self._dynamic)
+            except UserError as error:
+                self._dynamic = None
+                self._warn(error)
+        if module is not None:
+            try:
+                return module(arguments)
+            except InputError as error:  # PyTorch may fix sizes while it captures the graph
+                self._warn(error)
+        return self._specialization(arguments, None)(arguments)
+
+    def _specialization(self, arguments: Sequence[Any], dynamic: Any) -> _Specialization:
+        key = self._arguments.signature(arguments, fixed=dynamic is None)
+        specialization = self._modules.get(key)
+        if specialization is None or specialization.is_stale(arguments):
+            specialization = _Specialization(self._graph, self._arguments, arguments, dynamic, self._options)
+            self._modules[key] = specialization
+        return specialization
+
+    def _warn(self, error: UserError) -> None:
+        if not self._warned:
             problem = "the tensorwright backend compiles this graph once for each combination of sizes"
-            warnings.warn(f"{problem}: {error}", stacklevel=2)
-            return specialization
+            warnings.warn(f"{problem}: {error}", stacklevel=4)
+        self._warned = True
 
 
 class _Specialization:

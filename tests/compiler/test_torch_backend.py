@@ -9,10 +9,13 @@ import pytest
 import torch
 import transformers
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
 import compiler
 from compiler.errors import OptionError
 from compiler.runtime import Module
+from compiler.torch_backend import tensorwright_backend
 
 
 @pytest.fixture(autouse=True)
@@ -101,15 +104,37 @@ def test_generation_compiles_prompt_and_step(cache: str | None, monkeypatch: pyt
     assert len(compiled) == 2
 
 
+ONE_BY_ONE = "once for each combination of sizes"
+
+
 def test_dynamic_sizes_that_cannot_be_compiled_are_compiled_one_by_one() -> None:
     def function(x: torch.Tensor) -> torch.Tensor:
-        return torch.linalg.qr(x)[1].abs()
+        y = x + 1
+        y[:, 1:-1:3].mul_(3)
+        return y
 
     compiled = torch.compile(function, backend="tensorwright", dynamic=True)
-    x = torch.randn(6, 2)
-    with pytest.warns(UserWarning, match="once for each combination of sizes"):
+    x = torch.randn(6, 5)
+    with pytest.warns(UserWarning, match=ONE_BY_ONE):
         torch.testing.assert_close(compiled(x), function(x))
     torch.testing.assert_close(compiled(x[:5]), function(x[:5]))
+
+
+def test_dynamic_sizes_that_the_compiled_module_fixes_are_compiled_one_by_one() -> None:
+    def function(x: torch.Tensor) -> torch.Tensor:
+        return torch.unbind(x, 1)[1] * 2
+
+    x = torch.randn(4, 3)
+    graph = torch.fx.symbolic_trace(function)
+    sizes: StatelessSymbolicContext[Any, Any] = StatelessSymbolicContext(dynamic_sizes=[DimDynamic.DYNAMIC] * 2)
+    fake = FakeTensorMode(shape_env=ShapeEnv()).from_tensor(x, symbolic_context=sizes)
+    next(iter(graph.graph.nodes)).meta["example_value"] = fake
+    compiled = tensorwright_backend(graph, [x])
+    torch.testing.assert_close(compiled(x)[0], function(x))
+    torch.testing.assert_close(compiled(x[:2])[0], function(x[:2]))
+    wider = torch.randn(4, 5)
+    with pytest.warns(UserWarning, match=ONE_BY_ONE):
+        torch.testing.assert_close(compiled(wider)[0], function(wider))
 
 
 def test_inputs_are_written_in_place() -> None:

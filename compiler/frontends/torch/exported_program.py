@@ -29,12 +29,17 @@ from compiler.frontends.imported_model import ImportedModel
 from compiler.frontends.onnx import import_onnx
 from compiler.frontends.onnx.frontend import unnamed_size
 from compiler.frontends.torch.capture import exported_program, quiet
-from compiler.frontends.torch.constants import constants_propagated, propagated_elements
+from compiler.frontends.torch.constants import constants_propagated, propagated_elements, writes
 from compiler.frontends.torch.decomposition import decomposed, decomposed_operators, without_projections
 from compiler.frontends.torch.even_parts import refuse_even_parts, write_out_even_parts, write_out_sized_parts
 from compiler.frontends.torch.exporter_patches import patched_exporter, without_rewriting
 from compiler.frontends.torch.fixed_sizes import OpenSizes
-from compiler.frontends.torch.in_place import write_out_activations, write_out_elements
+from compiler.frontends.torch.in_place import (
+    refuse_windows,
+    write_out_activations,
+    write_out_elements,
+    write_out_windows,
+)
 from compiler.frontends.torch.requirements import ProgramRequirements, congruences
 from compiler.frontends.torch.results import complex_notes, result_names
 from compiler.frontends.torch.states import model_with_states, name_states, output_name, with_states
@@ -105,15 +110,15 @@ def _of_program(
     complex_results = complex_notes(program)
     is_exported = program is source
     sizes = OpenSizes(program, {} if is_exported else inspect.signature(source.forward).parameters, dynamic_shapes)
-    if not is_exported:
-        write_out_activations(program)
-        write_out_elements(program)
+    if is_exported:
+        refuse_even_parts(program)
+        refuse_windows(program)
+    else:
+        _write_out_writes(program)
     with quiet(), patched_exporter(), _refused_if_untraceable():
         program, states = with_states(program, None if isinstance(state, Mapping) else state)
     needs, known = ProgramRequirements(program), congruences(program)
     with quiet(), patched_exporter():
-        if is_exported:
-            refuse_even_parts(program)
         if program is source:  # the caller's own program, whose graph must not be modified
             program = program.run_decompositions({})
         write_out_even_parts(program)
@@ -137,6 +142,16 @@ def _of_program(
     returned = {spec.name for spec in model.outputs}
     notes = [note for name, note in complex_results.items() if name in returned]
     return replace(needs.added_to(model), notes=(*model.notes, *notes))
+
+
+def _write_out_writes(program: torch.export.ExportedProgram) -> None:
+    """Prepare in-place operators for `run_decompositions`, which would fix sizes or lose elements."""
+    write_out_activations(program)
+    if any(writes(node.target) for node in program.graph.nodes):
+        write_out_elements(program)
+        write_out_windows(program)
+        write_out_even_parts(program)
+        write_out_sized_parts(program)
 
 
 def _imported(onnx_program: Any, large: bool, options: Mapping[str, Any]) -> ImportedModel:

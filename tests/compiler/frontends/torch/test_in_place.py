@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -44,6 +47,55 @@ def test_written_values_that_others_read_are_left_to_torch() -> None:
     module = compiler.compile(net, example_inputs=(x,))
     for found, expected in zip(module.run({"x": x.numpy()}).values(), net(x), strict=True):
         np.testing.assert_allclose(found, expected.detach().numpy(), rtol=1e-5, atol=1e-6)
+
+
+class Scaled(torch.nn.Module):
+    """Scales a view of a copy of its input in place."""
+
+    def __init__(self, view: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.view = view
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = x + 1
+        self.view(y).mul_(3)
+        return y
+
+
+WRITTEN_VIEWS = {
+    "windows": lambda y: y.unfold(0, 2, 2),
+    "element of each window": lambda y: y[:, 1:].unfold(-1, 2, 2)[..., 0],
+    "windows as rows": lambda y: y.unfold(1, 2, 2).reshape(-1, 2),
+    "uneven parts": lambda y: y.tensor_split(3)[0],
+}
+
+
+@pytest.mark.parametrize("view", WRITTEN_VIEWS.values(), ids=WRITTEN_VIEWS)
+def test_elements_outside_a_written_view_keep_their_values_at_every_size(view: Any) -> None:
+    model, shapes = Scaled(view).eval(), ({0: torch.export.Dim.AUTO},)
+    module = compiler.compile(model, example_inputs=(torch.ones(7, 5),), dynamic_shapes=shapes)
+    for rows in (4, 6, 7, 9):
+        x = torch.randn(rows, 5)
+        np.testing.assert_allclose(module.run({"x": x.numpy()})["output_0"], model(x).numpy(), rtol=1e-6)
+
+
+def test_windows_with_gaps_are_written() -> None:
+    model, x = Scaled(lambda y: y.unfold(0, 2, 3)).eval(), torch.randn(7, 2)
+    found = compiler.compile(model, example_inputs=(x,)).run({"x": x.numpy()})["output_0"]
+    np.testing.assert_allclose(found, model(x).numpy(), rtol=1e-6)
+
+
+@pytest.mark.parametrize(("size", "step", "rows"), [(3, 2, 7), (2, 3, 5)], ids=["overlapping", "incomplete gap"])
+def test_windows_that_do_not_divide_the_axis_are_not_written(size: int, step: int, rows: int) -> None:
+    model = Scaled(lambda y: y.unfold(0, size, step)).eval()
+    with pytest.raises(UnsupportedModelError, match="writes through its windows"):
+        compiler.compile(model, example_inputs=(torch.ones(rows, 2),))
+
+
+def test_written_windows_of_an_exported_program_are_refused() -> None:
+    program = torch.export.export(Scaled(WRITTEN_VIEWS["windows"]).eval(), (torch.ones(5, 4),))
+    with pytest.raises(UnsupportedModelError, match="example_inputs"):
+        compiler.compile(program)
 
 
 class Whole(torch.nn.Module):
