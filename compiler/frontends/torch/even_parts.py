@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def refuse_even_parts(program: torch.export.ExportedProgram) -> None:
     """Raise UnsupportedModelError for a split of a dynamic size, if the graph must not be modified."""
-    found = [Refusal("tensor_split", shown_name(node), "it splits a dynamic size") for node, *_ in _splits(program)]
+    found = [Refusal("tensor_split", shown_name(node), "it splits a dynamic size") for node in _splits(program)]
     if found:
         raise UnsupportedModelError(found, "compile the torch.nn.Module with example_inputs and dynamic_shapes")
 
@@ -26,10 +26,12 @@ def refuse_even_parts(program: torch.export.ExportedProgram) -> None:
 def write_out_even_parts(program: torch.export.ExportedProgram) -> None:
     """Replace each split of a dynamic size in the program's graph by slices, the larger ones first."""
     graph = program.graph
-    for node, data, sections, axis in _splits(program):
+    for node in _splits(program):
+        data, sections, axis = _split(node)
         with graph.inserting_before(node):
             parts = _parts(graph, data, sections, axis)
         for user in list(node.users):
+            parts[user.args[1]].meta = dict(user.meta)
             user.replace_all_uses_with(parts[user.args[1]])
             graph.erase_node(user)
         graph.erase_node(node)
@@ -69,18 +71,23 @@ def _size(graph: Any, data: Any, axis: int) -> Any:
     return graph.call_function(torch.ops.aten.sym_size.int, (data, axis))
 
 
-def _splits(program: torch.export.ExportedProgram) -> list[tuple[Any, Any, int, int]]:
-    """Return (node, tensor, number of parts, axis) of each split of a dynamic size."""
+def _splits(program: torch.export.ExportedProgram) -> list[Any]:
+    """Return each split of a dynamic size."""
     import torch
 
-    splits = []
+    found = []
     for node in program.graph.nodes:
         if node.target is torch.ops.aten.tensor_split.sections:
-            data, sections = node.args[:2]
-            axis = node.args[2] if len(node.args) > 2 else node.kwargs.get("dim", 0)
+            data, _, axis = _split(node)
             if not isinstance(data.meta["val"].shape[axis], int):
-                splits.append((node, data, sections, axis))
-    return splits
+                found.append(node)
+    return found
+
+
+def _split(node: Any) -> tuple[Any, Any, Any]:
+    """Return the tensor, the number of parts, and the axis of a split."""
+    data, sections = node.args[:2]
+    return data, sections, node.args[2] if len(node.args) > 2 else node.kwargs.get("dim", 0)
 
 
 def _parts(graph: Any, data: Any, sections: int, axis: int) -> list[Any]:

@@ -37,6 +37,7 @@ from compiler.frontends.torch.fixed_sizes import OpenSizes
 from compiler.frontends.torch.in_place import (
     refuse_windows,
     write_out_activations,
+    write_out_diagonals,
     write_out_elements,
     write_out_windows,
 )
@@ -149,6 +150,7 @@ def _write_out_writes(program: torch.export.ExportedProgram) -> None:
     write_out_activations(program)
     if any(writes(node.target) for node in program.graph.nodes):
         write_out_elements(program)
+        write_out_diagonals(program)
         write_out_windows(program)
         write_out_even_parts(program)
         write_out_sized_parts(program)

@@ -75,6 +75,23 @@ def write_out_elements(program: torch.export.ExportedProgram) -> None:
     program.graph_module.recompile()
 
 
+def write_out_diagonals(program: torch.export.ExportedProgram) -> None:
+    """Fill the diagonal of a matrix as a view: PyTorch's own decomposition, `as_strided`, fails on views."""
+    import torch
+
+    aten, graph = torch.ops.aten, program.graph
+    for node in graph.find_nodes(op="call_function", target=aten.fill_diagonal_.default):
+        matrix, value, *wrap = node.args
+        if matrix.meta["val"].ndim != 2 or any(wrap) or node.kwargs:
+            continue
+        with graph.inserting_before(node):
+            diagonal = graph.call_function(aten.diagonal.default, (matrix,))
+            graph.call_function(aten.fill_.Scalar, (diagonal, value))
+        node.replace_all_uses_with(matrix)
+        graph.erase_node(node)
+    program.graph_module.recompile()
+
+
 def write_out_windows(program: torch.export.ExportedProgram) -> None:
     """Express each `unfold` that the program writes through by views that divide the axis.
 

@@ -131,6 +131,18 @@ def _same_sizes(first: Tensor, second: Tensor) -> bool:
     return all(statically_known_true(one == other) for one, other in zip(first.shape, second.shape, strict=True))
 
 
+def _broadcasts(node: torch.fx.Node) -> bool:
+    """True if a node copies values that are broadcast."""
+    data, source = [each.meta["val"] for each in node.args[:2] if isinstance(each, torch.fx.Node)]
+    return data.ndim != source.ndim or not _same_sizes(data, source)
+
+
+@decomposition_of("prims.copy_strided.default")
+@decomposition_of("aten.copy.default", condition=_broadcasts)
+def _copy(data: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
+    return source.to(data.dtype).expand(data.shape)
+
+
 def _leaves_a_rest(node: torch.fx.Node) -> bool:
     """True if the source is larger than the index."""
     index, source = [each for each in node.args[2:4] if isinstance(each, torch.fx.Node)]

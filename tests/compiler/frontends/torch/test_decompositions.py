@@ -636,6 +636,8 @@ def test_even_parts_of_a_dynamic_size() -> None:
     dynamic = {"x": {1: torch.export.Dim.AUTO}}
     split = lambda x: x.tensor_split(3, 1)  # noqa: E731
     check(split, normal(2, 8), dynamic, (normal(2, 9), normal(2, 7), normal(2, 3)))
+    parts_of_a_part = lambda x: x.tensor_split(2, 1)[1].tensor_split(3, 1)  # noqa: E731
+    check(parts_of_a_part, normal(2, 14), dynamic, (normal(2, 23), normal(2, 30)))
     program = torch.export.export(Applied(split), (normal(2, 8),), dynamic_shapes=dynamic)
     with pytest.raises(UnsupportedModelError, match="splits a dynamic size"):
         compiler.compile(program)

@@ -79,6 +79,33 @@ def test_elements_outside_a_written_view_keep_their_values_at_every_size(view: A
         np.testing.assert_allclose(module.run({"x": x.numpy()})["output_0"], model(x).numpy(), rtol=1e-6)
 
 
+@pytest.mark.parametrize("source", [torch.mean, lambda x: x[:1, 0].int()], ids=["a number", "another type"])
+def test_copied_values_are_broadcast(source: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    class Copied(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            y = x + 1
+            column = y[:, 1]
+            column.copy_(source(x))
+            return y, column * 2
+
+    model, x = Copied().eval(), torch.randn(4, 3) * 9
+    module = compiler.compile(model, example_inputs=(x,))
+    for found, expected in zip(module.run({"x": x.numpy()}).values(), model(x), strict=True):
+        np.testing.assert_allclose(found, expected.numpy(), rtol=1e-6)
+
+
+def test_diagonals_of_views_are_filled() -> None:
+    class Filled(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            y = x + 1
+            return y, y[1:].fill_diagonal_(7) * 2, y.T.fill_diagonal_(3)
+
+    model, x = Filled().eval(), torch.randn(7, 3)
+    module = compiler.compile(model, example_inputs=(x,))
+    for found, expected in zip(module.run({"x": x.numpy()}).values(), model(x), strict=True):
+        np.testing.assert_allclose(found, expected.numpy(), rtol=1e-6)
+
+
 def test_windows_with_gaps_are_written() -> None:
     model, x = Scaled(lambda y: y.unfold(0, 2, 3)).eval(), torch.randn(7, 2)
     found = compiler.compile(model, example_inputs=(x,)).run({"x": x.numpy()})["output_0"]
