@@ -26,6 +26,7 @@ from compiler.frontends.onnx.operators.control_flow.loop_body import (
     known_scalar,
     recursive_loop,
 )
+from compiler.frontends.onnx.operators.control_flow.segment_loops import segment_loop
 from compiler.frontends.onnx.operators.control_flow.structures import materialized, require_known, sources_with_captures
 from compiler.frontends.onnx.registry import converter
 from compiler.frontends.onnx.structure import captured_names, subgraphs
@@ -55,6 +56,8 @@ def loop(context: NodeContext) -> list[Value]:
             f"{len(state)} values"
         )
     trips = _scalar(context, 0)
+    if trips is None and (segments := segment_loop(context, body, state)) is not None:
+        return segments
     appended = _appended(body, state) if known_scalar(trips) is None else []
 
     def step(iteration: Value, values: list[Value]) -> Step:
