@@ -162,8 +162,10 @@ def _contiguous(original: _Function) -> _Function:
     def contiguous(self: Tensor, **options: Any) -> Any:
         import torch
         from torch._prims_common import is_contiguous  # of the example's sizes, during capture
+        from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
-        if options or not any(_is_symbolic(each) for each in self.shape):
+        # PyTorch asks nothing about computed sizes, which have no example.
+        if options or not any(_is_symbolic(each) for each in self.shape) or free_unbacked_symbols(self):
             return original(self, **options)
         return self if is_contiguous(self) else self.clone(memory_format=torch.contiguous_format)
 

@@ -643,6 +643,14 @@ def test_even_parts_of_a_dynamic_size() -> None:
         compiler.compile(program)
 
 
+def test_sums_over_a_computed_number_of_values() -> None:
+    def means(x: Tensor) -> tuple[Tensor, ...]:
+        values, places, counts = torch.unique(x[:, 0].round(), return_inverse=True, return_counts=True)
+        return values, torch.zeros(values.shape[0], 3).index_add(0, places, x) / counts[:, None]
+
+    check(means, normal(6, 3), {"x": {0: torch.export.Dim("n", min=2, max=64)}}, (normal(2, 3), normal(30, 3)))
+
+
 def test_places_of_nan_in_sorted_rows() -> None:
     values = torch.tensor([[torch.nan, 0.0, torch.inf]])
     for right in (False, True):
