@@ -115,7 +115,7 @@ def _of_program(
         refuse_even_parts(program)
         refuse_windows(program)
     else:
-        _write_out_writes(program)
+        _prepare_writes(program)
     with quiet(), patched_exporter(), _refused_if_untraceable():
         program, states = with_states(program, None if isinstance(state, Mapping) else state)
     needs, known = ProgramRequirements(program), congruences(program)
@@ -145,7 +145,7 @@ def _of_program(
     return replace(needs.added_to(model), notes=(*model.notes, *notes))
 
 
-def _write_out_writes(program: torch.export.ExportedProgram) -> None:
+def _prepare_writes(program: torch.export.ExportedProgram) -> None:
     """Prepare in-place operators for `run_decompositions`, which would fix sizes or lose elements."""
     write_out_activations(program)
     if any(writes(node.target) for node in program.graph.nodes):

@@ -132,9 +132,9 @@ def _written_windows(program: torch.export.ExportedProgram) -> list[Any]:
     import torch
 
     found: dict[Any, None] = {}
-    for node in program.graph.nodes:
+    for node in [each for each in program.graph.nodes if writes(each.target)]:
         view, may_be_copy = node, False
-        while writes(node.target) and view.args and isinstance(view.args[0], torch.fx.Node):
+        while view.args and isinstance(view.args[0], torch.fx.Node):
             view = view.args[0]
             if view.target is torch.ops.aten.unfold.default:
                 if _divides(view):

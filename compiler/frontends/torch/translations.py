@@ -225,7 +225,8 @@ def translations(program: torch.export.ExportedProgram) -> dict[Callable[..., An
     attentions = {overload(_ATTENTION): _attention} if _has_special_attention(program) else {}
     sums = {overload("aten.add.Tensor"): _add} if _adds_booleans(program) else {}
     volumes = {overload(_CONV3D): _conv3d} if _convolves_volumes(program) else {}
-    views = {overload("prims.view_of.default"): _itself}  # of the exporter's own decompositions
+    # Of the exporter's own decompositions.
+    views = {overload(f"prims.{name}.default"): _itself for name in ("view_of", "copy_strided")}
     numbers: dict[Callable[..., Any], Callable[..., Any]] = {operator.floordiv: _floor_quotient, round: _rounded}
     return {
         torch.ops.aten._int_mm.default: int_mm,
@@ -285,7 +286,7 @@ def _rounded(size: Any, digits: int | None = None) -> Any:
     return op.Cast(op.Round(size), to=_onnx_type("int64"))
 
 
-def _itself(values: object) -> Any:
+def _itself(values: object, _stride: object = None) -> Any:
     from onnxscript import opset18
 
     return opset18.Identity(values)

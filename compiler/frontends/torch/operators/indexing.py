@@ -137,7 +137,6 @@ def _broadcasts(node: torch.fx.Node) -> bool:
     return data.ndim != source.ndim or not _same_sizes(data, source)
 
 
-@decomposition_of("prims.copy_strided.default")
 @decomposition_of("aten.copy.default", condition=_broadcasts)
 def _copy(data: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
     return source.to(data.dtype).expand(data.shape)

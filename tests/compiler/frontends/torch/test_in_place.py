@@ -106,6 +106,18 @@ def test_diagonals_of_views_are_filled() -> None:
         np.testing.assert_allclose(found, expected.numpy(), rtol=1e-6)
 
 
+def test_rows_of_a_transposed_matrix_are_filled() -> None:
+    class Filled(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            y = x + 1
+            return y, y.T.index_fill_(0, torch.tensor([0, 2]), 5.0) * 2
+
+    model, x = Filled().eval(), torch.randn(4, 3)
+    module = compiler.compile(model, example_inputs=(x,))
+    for found, expected in zip(module.run({"x": x.numpy()}).values(), model(x), strict=True):
+        np.testing.assert_allclose(found, expected.numpy(), rtol=1e-6)
+
+
 def test_windows_with_gaps_are_written() -> None:
     model, x = Scaled(lambda y: y.unfold(0, 2, 3)).eval(), torch.randn(7, 2)
     found = compiler.compile(model, example_inputs=(x,)).run({"x": x.numpy()})["output_0"]
