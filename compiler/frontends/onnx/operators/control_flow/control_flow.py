@@ -25,6 +25,7 @@ from compiler.frontends.onnx.operators.control_flow.loop_body import (
     empty_stack,
     known_scalar,
     recursive_loop,
+    size_value,
 )
 from compiler.frontends.onnx.operators.control_flow.segment_loops import segment_loop
 from compiler.frontends.onnx.operators.control_flow.structures import materialized, require_known, sources_with_captures
@@ -180,7 +181,7 @@ def scan_8(context: NodeContext) -> list[Value]:
 
     sources = sources_with_captures(context)
     weight = len(all_nodes(body.node)) * 4
-    return run_loop(context, Loop(step, _size_value(entries), None, [], weight, sources)).stacks
+    return run_loop(context, Loop(step, size_value(entries), None, [], weight, sources)).stacks
 
 
 class _SlicedInput:
@@ -224,14 +225,6 @@ class _SlicedInput:
         return context.emit(R.subtract(tensor, position))
 
 
-def _size_value(size: Dim) -> Value:
-    if isinstance(size, int):
-        return Constant(np.array(size, np.int64))
-    array = np.empty((), object)
-    array[()] = size
-    return Symbolic(array, "int64")
-
-
 def _scan_loop(
     context: NodeContext, body: onnx.GraphProto, state: Sequence[Value], inputs: Sequence[_SlicedInput]
 ) -> LoopResult:
@@ -246,7 +239,7 @@ def _scan_loop(
 
     weight = len(all_nodes(body.node)) + len(inputs) + 1
     sources = sources_with_captures(context)
-    return run_loop(context, Loop(step, _size_value(count), None, list(state), weight, sources))
+    return run_loop(context, Loop(step, size_value(count), None, list(state), weight, sources))
 
 
 def _common_count(context: NodeContext, inputs: Sequence[_SlicedInput]) -> Dim:

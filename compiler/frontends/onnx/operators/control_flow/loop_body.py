@@ -82,6 +82,15 @@ def known_scalar(value: Value | None) -> int | None:
     return None
 
 
+def size_value(size: Dim) -> Value:
+    """Return a size as an int64 scalar."""
+    if isinstance(size, int):
+        return Constant(np.array(size, np.int64))
+    array = np.empty((), object)
+    array[()] = size
+    return Symbolic(array, "int64")
+
+
 def element_kind(context: NodeContext, value: Value) -> tuple[tuple[object, ...], str]:
     """Return shape and type of an element of a stack; refuses anything but tensors."""
     if not isinstance(value, (Constant, Symbolic, Runtime)):

@@ -18,7 +18,9 @@ from tvm.script.ir_builder import tirx as T
 from tvm_ffi import structural_equal
 
 from compiler.frontends.flat_buffer import FlatBuffer
+from compiler.frontends.onnx.broadcasting import maximum
 from compiler.frontends.onnx.context import NodeContext
+from compiler.frontends.onnx.operators.control_flow.loop_body import known_scalar, size_value
 from compiler.frontends.onnx.operators.tensor.sort_kernels import in_sequence, in_vectors, int64, shared_runs
 from compiler.frontends.onnx.symbolic import Dim, Scalar, expression
 from compiler.frontends.onnx.values import (
@@ -58,15 +60,18 @@ _IS_PADDING: Term = ("Equal", ("If", ("Less", _ID, 0), ("Add", _ID, "?table"), _
 _COLLECTED: Term = ("If", ("Not", _IS_PADDING), ("Concat {'axis': 0}", "inner 3", "inner 2"), "inner 3")
 _AFTER: Term = ("Add", "inner 2", 1)
 _KEPT: Term = ("Loop", "", ("Less", _FROM, _TO), _FROM, "?empty", ("Less", _AFTER, _TO), _AFTER, _COLLECTED)
-_PATTERNS: dict[str, Term] = {kind: ("If", ("Equal", _START, _END), 0, each) for kind, each in _REDUCTIONS.items()}
+_PATTERNS: dict[str, Term] = {
+    kind: ("If", ("Equal", _START, _END), "?zeros", each) for kind, each in _REDUCTIONS.items()
+}
 _PADDED_PATTERNS: dict[str, Term] = {
-    kind: ("If", ("Equal", ("Size", _KEPT), 0), 0, (operator, ("Gather", "?rows", _KEPT), 0))
+    kind: ("If", ("Equal", ("Size", _KEPT), 0), "?zeros", (operator, ("Gather", "?rows", _KEPT), 0))
     for kind, operator in (("sum", "ReduceSum"), ("mean", "ReduceMean"), ("max", "ReduceMax"))
 }
-_UNCHANGED = {"Identity", "Cast", "CastLike", "Reshape"}  # of the scalars and vectors of length 1 in such loops
+_WIDE = (onnx.TensorProto.INT64, onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE)
 _BRANCHES = ("then_branch", "else_branch")
 _OWN = ("", "sequence", "index")  # inputs of the body
 _COLUMNS = 64  # of a task
+_LARGEST_ROW = 2**16  # larger constants are not read
 _SEGMENT = "a reduction of the rows of a segment"
 
 
@@ -78,7 +83,7 @@ def segment_loop(context: NodeContext, body: onnx.GraphProto, state: Sequence[Va
         return None
     (sequence,) = places  # the exporter's order varies
     start = state[1 - sequence]
-    if not isinstance(start, Constant) or _number(start.array) != 0:
+    if not isinstance(start, Constant) or start.shape != () or known_scalar(start) != 0:
         return None
     found = _Matcher(context, body, sequence).reduction()
     if found is None:
@@ -87,10 +92,8 @@ def segment_loop(context: NodeContext, body: onnx.GraphProto, state: Sequence[Va
     kernel = _kernel(found.kind) if found.padding is None else _padded_kernel(found.kind, *found.padding)
     sizes = expression(count), expression(found.rows.ty.shape.values[0])
     result = context.emit_te(kernel, *found.operands, *sizes, primfunc_name_hint=f"segment_{found.kind}")
-    index = np.empty((), object)
-    index[()] = count
     stack = StackedSequence(context.runtime(result, str(found.rows.ty.dtype)))
-    end = Symbolic(index.reshape(start.shape), "int64")
+    end = size_value(count)
     return [stack, end] if sequence == 0 else [end, stack]
 
 
@@ -147,6 +150,8 @@ class _Matcher:
         if any(len(each.shape) != 1 or each.dtype != "int64" for each in vectors):
             return None
         padding = self._padding() if padded else None
+        if self._variables["?zeros"] not in (0, ("Zeros", 1, rows.shape[1])):
+            return None
         if not self._has_sizes(rows, vectors, count) or (padded and padding is None):
             return None
         operands = [self._context.importer.builder.materialize(each) for each in tensors]
@@ -191,43 +196,42 @@ class _Matcher:
             graph = graphs[depth - 1]
             for node in graph.node:
                 if name in node.output:
-                    return self._node_term(node, graphs[:depth])
+                    return self._node_term(node, name, graphs[:depth])
             for tensor in graph.initializer:
                 if tensor.name == name:
-                    number = _number(self._reader.constant(tensor, f"initializer {name!r}").array)
-                    return name if number is None else number
-        return self._inputs[name] if name in self._inputs else self._outer(name)
+                    return _known(name, self._reader.constant(tensor, f"initializer {name!r}"))
+        return self._inputs[name] if name in self._inputs else _known(name, self._context.scope.lookup(name))
 
-    def _node_term(self, node: onnx.NodeProto, graphs: list[onnx.GraphProto]) -> Term:
-        if node.op_type in _UNCHANGED:
-            return self._term(node.input[0], graphs)
+    def _node_term(self, node: onnx.NodeProto, name: str, graphs: list[onnx.GraphProto]) -> Term:
+        if node.op_type == "Loop" and len(node.input) == 4 and len(node.output) == 2:
+            return self._loop_term(node, name, graphs)
+        if len(node.output) != 1 or node.domain not in ("", "ai.onnx"):
+            return f"a result of {node.op_type} {name}"
         if node.op_type == "If":
             branches = {each.name: each.g for each in node.attribute}
             inner = [self._term(branches[each].output[0].name, [*graphs, branches[each]]) for each in _BRANCHES]
             return ("If", self._term(node.input[0], graphs), *inner)
-        if node.op_type == "Loop":
-            return self._loop_term(node, graphs)
         attributes = {each.name: onnx.helper.get_attribute_value(each) for each in node.attribute}
+        operands = [self._term(each, graphs) for each in node.input]
+        if _keeps(node.op_type, operands, attributes):
+            return operands[0]
         if node.op_type == "Shape" and attributes == {"start": 0, "end": 1}:
             attributes = {}
         operator = node.op_type if not attributes else f"{node.op_type} {attributes}"
-        return (operator, *(self._term(each, graphs) for each in node.input))
+        return (operator, *operands)
 
-    def _loop_term(self, node: onnx.NodeProto, graphs: list[onnx.GraphProto]) -> Term:
-        """Return an inner loop, with the state that counts before the other: the exporter's order varies."""
+    def _loop_term(self, node: onnx.NodeProto, name: str, graphs: list[onnx.GraphProto]) -> Term:
+        """Return an inner loop, with the state that counts before the other, whose result is the loop's: the exporter's
+        order varies."""
         (body,) = (each.g for each in node.attribute)
-        sums = {name for each in body.node if each.op_type == "Add" for name in each.output}
-        order = sorted(range(2, len(node.input)), key=lambda place: body.output[place - 1].name not in sums)
-        self._inputs |= {body.input[place].name: f"inner {at}" for at, place in enumerate(order, 2)}
+        sums = {each for addition in body.node if addition.op_type == "Add" for each in addition.output}
+        order = sorted((2, 3), key=lambda place: body.output[place - 1].name not in sums)
+        if name != node.output[order[1] - 2]:
+            return f"a result of {node.op_type} {name}"
+        self._inputs |= {body.input[place].name: f"inner {at}" for at, place in enumerate((0, 1, *order))}
         inputs = [self._term(node.input[place], graphs) for place in (1, *order)]
         results = [self._term(body.output[place - 1].name, [*graphs, body]) for place in (1, *order)]
         return ("Loop", node.input[0], *inputs, *results)
-
-    def _outer(self, name: str) -> Term:
-        """Return a value of the enclosing graph: a number if that is known, otherwise its name."""
-        value = self._context.scope.lookup(name) if name else None
-        number = _number(value.array) if isinstance(value, Constant) else None
-        return name if number is None else number
 
     def _matches(self, pattern: Term, term: Term) -> bool:
         if isinstance(pattern, str) and pattern.startswith("?"):
@@ -257,12 +261,24 @@ class _Matcher:
         return None
 
 
-def _number(array: np.ndarray) -> int | None:
-    """Return the integer that is the only element of an array; 0 also for more elements."""
-    if array.size != 1 and (array.size == 0 or array.any()):
-        return None
-    first = array.flat[0].item()
-    return int(first) if isinstance(first, int | float) and first == int(first) else None
+def _keeps(operator: str, operands: Sequence[Term], attributes: dict[str, Any]) -> bool:
+    """True if an operator gives its first operand: a scalar, converted or made a vector of length 1."""
+    first = operands[0] if operands else ""
+    if operator == "Cast":
+        return attributes["to"] in _WIDE and (isinstance(first, int) or first[:1] == ("Sub",))
+    if operator == "CastLike":
+        return isinstance(first, int)
+    return operator == "Identity" or (operator == "Reshape" and first in ("index", "inner 2"))
+
+
+def _known(name: str, value: Value | None) -> Term:
+    """Return the integer that is the only element of a value, or the shape of a row of zeros; otherwise its name."""
+    if not isinstance(value, Constant) or not 0 < value.size <= _LARGEST_ROW:
+        return name
+    if value.size > 1:
+        return name if value.array.any() else ("Zeros", *value.shape)
+    number = value.array.item()
+    return int(number) if isinstance(number, int | float) and float(number).is_integer() else name
 
 
 def _kernel(kind: str) -> Callable[..., te.Tensor]:
@@ -343,7 +359,7 @@ def _reduced(
                     with in_sequence(segment.length, _SEGMENT) as step:
                         row = segment.first + step
                         element = inputs[0][row * columns + (first + column)]
-                        new = _larger(reduced[0], element) if kind == "max" else reduced[0] + element
+                        new = maximum(reduced[0], element) if kind == "max" else reduced[0] + element
                         left_out = segment.is_left_out
                         reduced[0] = new if left_out is None else tirx.Select(left_out(row), reduced[0], new)
                     value = reduced[0] / segment.divisor.astype(dtype) if kind == "mean" else reduced[0]
@@ -361,8 +377,3 @@ def _reduced(
 def _clamped(bound: Expr, total: Expr) -> Expr:
     wrapped = tirx.Select(bound < int64(0), bound + total, bound)
     return tirx.max(tirx.min(wrapped, total), int64(0))
-
-
-def _larger(best: Expr, element: Expr) -> Expr:
-    """Return the larger number; NaN wins."""
-    return tirx.Select(tirx.any(element > best, element != element), element, best)

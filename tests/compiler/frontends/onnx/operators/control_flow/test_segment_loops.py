@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -71,10 +72,40 @@ def test_bags_of_a_known_number_of_rows(tmp_path: Path) -> None:
     check(path, [sample(12, 5, last=False)], kernels=1)
 
 
-def test_other_reductions_of_segments_stay_loops(tmp_path: Path) -> None:
+def _product(loop: onnx.NodeProto) -> None:
+    (reduction,) = (node for node in all_nodes([loop]) if node.op_type == "ReduceSum")
+    reduction.op_type = "ReduceProd"
+
+
+def _rounded_rows(loop: onnx.NodeProto) -> None:
+    """Round the rows to integers before they are added."""
+    graph = _branch(loop, "else_branch")
+    part, reduction = graph.node
+    rounded = [
+        onnx.helper.make_node("Cast", [part.output[0]], ["whole"], to=onnx.TensorProto.INT32),
+        onnx.helper.make_node("Cast", ["whole"], ["rounded"], to=onnx.TensorProto.FLOAT),
+    ]
+    reduction.input[0] = "rounded"
+    nodes = [part, *rounded, reduction]
+    del graph.node[:]
+    graph.node.extend(nodes)
+
+
+def _ones_of_empty_bags(loop: onnx.NodeProto) -> None:
+    (row,) = _branch(loop, "then_branch").initializer
+    row.CopyFrom(onnx.numpy_helper.from_array(np.ones((1, COLUMNS), np.float32), row.name))
+
+
+def _branch(loop: onnx.NodeProto, name: str) -> onnx.GraphProto:
+    (condition,) = (node for node in all_nodes([loop]) if node.op_type == "If")
+    return next(each.g for each in condition.attribute if each.name == name)
+
+
+@pytest.mark.parametrize("change", [_product, _rounded_rows, _ones_of_empty_bags])
+def test_other_loops_over_segments_stay_loops(tmp_path: Path, change: Callable[[onnx.NodeProto], None]) -> None:
     path = exported(tmp_path / "bags.onnx", "sum", False, None, dynamic=True)
     model = onnx.load(path)
-    (reduction,) = (node for node in all_nodes(model.graph.node) if node.op_type == "ReduceSum")
-    reduction.op_type = "ReduceProd"
+    (loop,) = (node for node in model.graph.node if node.op_type == "Loop")
+    change(loop)
     onnx.save(model, path)
     check(path, [sample(12, 5, last=False)], kernels=0)
