@@ -25,6 +25,7 @@ from schedules.ir.lets import chosen_conditions, fresh_lets, guarded_divisors, h
 from schedules.ir.stages import product, shape_of
 from schedules.ir.tir import (
     VECTORIZED,
+    Buffer,
     Call,
     Expr,
     Node,
@@ -249,7 +250,7 @@ def finish(function: PrimFunc, machine: Machine) -> PrimFunc:
     )
     called, lengths = _called(body), vector_lengths(body)
     if used:
-        body = with_import(body, vector_math.definitions(used, lengths))
+        body = with_import(body, vector_math.definitions(used, lengths, machine))
     texts = [family.definitions(lengths, machine) for family in _FAMILIES if not called.isdisjoint(family.OPERATORS)]
     texts += [] if called.isdisjoint(prefetch.SYMBOLS.values()) else [prefetch.DEFINITIONS]
     for text in (table.definitions(called, lengths, machine), amx.definitions(called, machine), *texts):
@@ -276,10 +277,21 @@ def _called(root: Stmt) -> set[str]:
 
 
 def _holds_tile(root: Stmt) -> bool:
-    """True if register tiles are likely to occupy the registers: constant-size local buffers larger than a few vectors
-    in total."""
-    local = [each.buffer for each in nodes(root, tirx.AllocBuffer) if str(each.buffer.ty.storage_scope) == "local"]
-    return sum(product(shape_of(buffer)) or 0 for buffer in local) >= _TILE_SIZE
+    """True if register tiles are likely to occupy the registers: constant-size local buffers that exist at one time
+    are larger than a few vectors in total."""
+    spans: dict[Buffer, tuple[int, int]] = {}
+    for place, access in enumerate(nodes(root, tvm.ir.TensorLoad, tirx.BufferStore)):
+        buffer = access.source if isinstance(access, tvm.ir.TensorLoad) else access.buffer
+        if str(buffer.ty.storage_scope) == "local":
+            first, _ = spans.get(buffer, (place, place))
+            spans[buffer] = (first, place)
+    sizes = {buffer: product(shape_of(buffer)) or 0 for buffer in spans}
+    starts = {first for first, _ in spans.values()}
+
+    def alive(place: int) -> int:
+        return sum(sizes[buffer] for buffer, (first, last) in spans.items() if first <= place <= last)
+
+    return any(alive(start) >= _TILE_SIZE for start in starts)
 
 
 def _vector_calls(root: Stmt, used: set[str], suffix: str) -> Stmt:

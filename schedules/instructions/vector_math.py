@@ -60,6 +60,7 @@ from schedules.instructions.vector_writer import (
     wide_bits,
 )
 from schedules.ir.tir import Expr, tvm
+from schedules.machine import Machine
 
 # Vectorized hyperbolic functions of float32 and their inverses, after Cephes' `sinhf` and related functions.
 
@@ -74,11 +75,8 @@ _ROOT_IS_X = 1500.0  # from here on sqrt(x^2 +- 1) is x to float32
 def _half_powers(w: Writer, size: str) -> tuple[str, str]:
     """(e^x / 2, e^-x / 2) for x >= 0; the halving comes before the step that may overflow."""
     limit = w.number(_OVERFLOW)
-    polynomial, exponent = exp_parts(w, w.select(w.compare("ogt", size, limit), limit, size))
-    exponent = w.whole("sub", exponent, w.integer(1))
-    half = w.whole("ashr", exponent, w.integer(1))
-    scaled = w.multiply(polynomial, w.power_of_two(half))
-    power = w.multiply(scaled, w.power_of_two(w.whole("sub", exponent, half)))
+    polynomial, n, exponent = exp_parts(w, w.select(w.compare("ogt", size, limit), limit, size))
+    power = w.scaled(w.multiply(polynomial, w.number(0.5)), n, exponent)
     return power, w.divide(w.number(0.25), power)
 
 
@@ -293,20 +291,16 @@ _LARGEST = 3.4028234e38
 
 
 def exp(w: Writer, argument: str) -> str:
-    polynomial, exponent = exp_parts(w, w.clamp(argument, *_EXP_LIMITS))
-    # In two steps, since 2^n itself may be outside the normal range when the result is not.
-    half = w.whole("ashr", exponent, w.integer(1))
-    scaled = w.multiply(polynomial, w.power_of_two(half))
-    return w.multiply(scaled, w.power_of_two(w.whole("sub", exponent, half)))
+    return w.scaled(*exp_parts(w, w.clamp(argument, *_EXP_LIMITS)))
 
 
-def exp_parts(w: Writer, x: str) -> tuple[str, str]:
-    """(p, n) with e^x = p 2^n, p near [0.7, 1.4]."""
+def exp_parts(w: Writer, x: str) -> tuple[str, str, Callable[[], str]]:
+    """(p, n, a function that writes n as an integer) with e^x = p 2^n, p near [0.7, 1.4]."""
     shifted = w.add(w.multiply(x, w.number(_LOG2_E)), w.number(_ROUNDING))
     n = w.subtract(shifted, w.number(_ROUNDING))
     r = w.subtract(x, w.multiply(n, w.number(_LN2_HIGH)))
     r = w.subtract(r, w.multiply(n, w.number(_LN2_LOW)))
-    return w.horner(_EXP, r), w.whole("sub", w.bits(shifted), w.integer(_ROUNDING_BITS))
+    return w.horner(_EXP, r), n, lambda: w.whole("sub", w.bits(shifted), w.integer(_ROUNDING_BITS))
 
 
 def exp_of_negative(w: Writer, argument: str) -> str:
@@ -362,15 +356,20 @@ def log(w: Writer, x: str) -> str:
 
 def _mantissa_and_exponent(w: Writer, x: str) -> tuple[str, str]:
     """(m, e) with x = m 2^e, m in [sqrt(1/2), sqrt(2)), for finite x above 0."""
-    denormal = w.compare("olt", x, w.number(1.17549435e-38))
-    bits = w.bits(w.select(denormal, w.multiply(x, w.number(8388608.0)), x))
-    offset = w.select(denormal, w.number(149.0), w.number(126.0))
-    fraction = w.whole("or", w.whole("and", bits, w.integer(0x007FFFFF)), w.integer(0x3F000000))  # in [0.5, 1)
-    mantissa = w.from_bits(fraction)
-    exponent = w.subtract(w.to_float(w.whole("ashr", bits, w.integer(23))), offset)
+    mantissa, exponent = (w.mantissa(x), w.exponent(x)) if w.scales else _mantissa_below_1(w, x)
     low = w.compare("olt", mantissa, w.number(0.70710678118654752))
     m = w.select(low, w.add(mantissa, mantissa), mantissa)
-    return m, w.select(low, w.subtract(exponent, w.number(1.0)), exponent)
+    return m, w.select(low, exponent, w.add(exponent, w.number(1.0)))
+
+
+def _mantissa_below_1(w: Writer, x: str) -> tuple[str, str]:
+    """(m, e) with x = m 2^(e + 1), m in [1/2, 1), for finite x above 0."""
+    denormal = w.compare("olt", x, w.number(1.17549435e-38))
+    bits = w.bits(w.select(denormal, w.multiply(x, w.number(8388608.0)), x))
+    offset = w.select(denormal, w.number(150.0), w.number(127.0))
+    fraction = w.whole("or", w.whole("and", bits, w.integer(0x007FFFFF)), w.integer(0x3F000000))
+    mantissa = w.from_bits(fraction)
+    return mantissa, w.subtract(w.to_float(w.whole("ashr", bits, w.integer(23))), offset)
 
 
 def power(w: Writer, x: str, y: str) -> str:
@@ -406,12 +405,10 @@ def _exp2(w: Writer, argument: str) -> str:
     """2^x computed in float64 and rounded to float32, so integer powers of integers are exact."""
     x, rounding = w.wide_clamp(argument, -160.0, 130.0), w.wide_number(WIDE_ROUNDING)
     shifted = w.wide("fadd", x, rounding)
-    rest = w.wide("fsub", x, w.wide("fsub", shifted, rounding))
+    n = w.wide("fsub", shifted, rounding)
+    rest = w.wide("fsub", x, n)
     polynomial = w.narrowed(w.wide_horner(_EXP2, rest))
-    exponent = w.low_word(shifted)
-    half = w.whole("ashr", exponent, w.integer(1))
-    scaled = w.multiply(polynomial, w.power_of_two(half))
-    return w.multiply(scaled, w.power_of_two(w.whole("sub", exponent, half)))
+    return w.scaled(polynomial, w.narrowed(n) if w.scales else n, lambda: w.low_word(shifted))
 
 
 _TANH_NUMERATOR = (
@@ -501,10 +498,10 @@ def _symbol(name: str, lanes: int) -> str:
 
 
 @cache
-def _function_text(name: str, lanes: int) -> tuple[str, frozenset[str]]:
+def _function_text(name: str, lanes: int, scales: bool) -> tuple[str, frozenset[str]]:
     """(the definition, the declarations it needs)."""
     plain = name.removesuffix(IN_TILE)
-    writer = Writer(lanes, None if plain == name else _constants())
+    writer = Writer(lanes, None if plain == name else _constants(), scales=scales)
     parameters = _PARAMETERS.get(plain, ("%x",))
     result = FUNCTIONS[plain](writer, *parameters)
     typed = ", ".join(f"{writer.float} {parameter}" for parameter in parameters)
@@ -525,10 +522,11 @@ def _table_text() -> str:
     )
 
 
-def definitions(names: Iterable[str], lanes: Iterable[int]) -> str:
+def definitions(names: Iterable[str], lanes: Iterable[int], machine: Machine) -> str:
     """LLVM IR that defines the functions (with `IN_TILE` appended: that variant) for these numbers of lanes."""
     used = sorted(set(names))
-    texts = [_function_text(name, count) for name in used for count in sorted(set(lanes))]
+    scales = machine.executes("avx512f", "avx512vl")
+    texts = [_function_text(name, count, scales) for name in used for count in sorted(set(lanes))]
     declared = sorted({line for _, lines in texts for line in lines})
     table = [_table_text()] if any(name.endswith(IN_TILE) for name in used) else []
     bodies = "\n".join(text for text, _ in texts)

@@ -11,6 +11,8 @@ TABLE = "tensorwright_constants"
 TABLE_SIZE = 256
 WIDE_TABLE, WIDE_TABLE_SIZE = "tensorwright_wide_constants", 32
 WIDE_ROUNDING = 6755399441055744.0  # 1.5 * 2^52: adding it rounds a float64 to an integer, held in the low bits
+# Lanes of the vectors whose exponents AVX-512 reads and changes in one instruction; one lane is the first of four.
+_SCALABLE = (1, 4, 8, 16)
 # Metadata of `Writer.unless_any`: a rarely taken branch, and a loop that is not worth unrolling.
 _RARELY, _LOOP = "!0", "!1"
 METADATA = (
@@ -41,10 +43,12 @@ class Tables:
 class Writer:
     """Writes the body of one LLVM function on vectors of `lanes` float32; values are register names or constants."""
 
-    def __init__(self, lanes: int, tables: Tables | None = None) -> None:
-        """`tables` collects the constants of a variant that reads them from memory."""
+    def __init__(self, lanes: int, tables: Tables | None = None, *, scales: bool = False) -> None:
+        """`tables` collects the constants of a variant that reads them from memory; `scales`: the processor has
+        AVX-512's instructions for exponents."""
         self.lanes = lanes
         self.tables = tables
+        self.scales = scales and lanes in _SCALABLE
         self.float = vector("float", self.lanes)
         self.int = vector("i32", self.lanes)
         self.bool = vector("i1", self.lanes)
@@ -177,10 +181,55 @@ class Writer:
         upper = self.select(self.compare("ogt", x, self.number(high)), self.number(high), x)
         return self.select(self.compare("olt", upper, self.number(low)), self.number(low), upper)
 
-    def power_of_two(self, exponent: str) -> str:
+    def scaled(self, a: str, n: str, exponent: Callable[[], str]) -> str:
+        """a 2^n for a normal `a` and a whole number `n`; `exponent` writes `n` as an integer.
+
+        Without an instruction in two steps, since 2^n itself may be outside the normal range when the result is not;
+        only the second rounds, so both ways give the same bits.
+        """
+        if self.scales:
+            return self._avx512("scalef", [a, n])
+        whole = exponent()
+        half = self.whole("ashr", whole, self.integer(1))
+        first = self.multiply(a, self._power_of_two(half))
+        return self.multiply(first, self._power_of_two(self.whole("sub", whole, half)))
+
+    def _power_of_two(self, exponent: str) -> str:
         """2^exponent for an exponent in the normal range."""
         shifted = self.whole("shl", self.whole("add", exponent, self.integer(127)), self.integer(23))
         return self.from_bits(shifted)
+
+    def exponent(self, a: str) -> str:
+        """The exponent of `a` as a float, with AVX-512: -infinity for 0."""
+        return self._avx512("getexp", [a])
+
+    def mantissa(self, a: str) -> str:
+        """`a` divided by a power of two, in [1/2, 1), with AVX-512."""
+        return self._avx512("getmant", [a], "i32 2")
+
+    def _avx512(self, name: str, operands: Sequence[str], *immediates: str) -> str:
+        """An instruction of AVX-512 with all lanes, in the current rounding mode.
+
+        LLVM's intrinsics for one lane work on the first of four, and take a vector for the other three.
+        """
+        single = self.lanes == 1
+        lanes = max(self.lanes, 4)
+        kind = vector("float", lanes)
+        values = (
+            [self._emit(f"insertelement {kind} zeroinitializer, float {a}, i64 0") for a in operands]
+            if single
+            else operands
+        )
+        of_others = values[:1] if single and len(values) == 1 else []
+        typed = [f"{kind} {each}" for each in (*of_others, *values)]
+        typed += [*immediates, f"{kind} zeroinitializer", f"i{max(lanes, 8)} -1"]
+        typed += ["i32 4"] if single or lanes == 16 else []
+        suffix = "ss" if single else f"ps.{32 * lanes}"
+        function = f"@llvm.x86.avx512.mask.{name}.{suffix}"
+        types = ", ".join(each.rsplit(" ", 1)[0] for each in typed)
+        self.declared.add(f"declare {kind} {function}({types})")
+        result = self._emit(f"call {kind} {function}({', '.join(typed)})")
+        return self._emit(f"extractelement {kind} {result}, i64 0") if single else result
 
     def unless_any(self, condition: str, common: Callable[[], str], library: str, x: str) -> str:
         """The value that `common` writes; for a vector in which `condition` holds for any lane, the C library function
