@@ -111,17 +111,17 @@ def _grammar(grammars: Grammars, kind: Kind, text: str, seconds: int) -> Callabl
 
 def _follow(grammars: Grammars, compiled: Any, sock: socket.socket, seconds: int) -> None:
     """Send the allowed first tokens and, after each received token, the allowed next tokens."""
-    allow(seconds, sock)
+    allow(seconds)
     masks = grammars.masks(compiled)
     while True:
         bits, completed = masks.next()
-        allow_waiting(sock)
+        allow_waiting()
         send(sock, [bits, completed])
         try:
             token = receive(sock)
         except EOFError:
             return
-        allow(seconds, sock)
+        allow(seconds)
         masks.accept(token)  # an allowed token
 
 

@@ -67,11 +67,11 @@ class Sandbox:
             self._forker(forker).give_back(process)
             return found
 
-    async def begin(self, job: str, state: State, *arguments: object, forker: str) -> socket.socket:
-        """Start an interactive job; returns the socket to it. Raises as `run`."""
+    async def begin(self, job: str, state: State, *arguments: object, forker: str) -> Process:
+        """Start an interactive job; returns its process. Raises as `run`."""
         async with self._places:
             _, process = await self._answered(job, state, arguments, forker)
-            return process.sock
+            return process
 
     def start(self) -> None:
         """Start the forker in advance, so that the first job does not wait for it."""
@@ -99,13 +99,13 @@ class Sandbox:
         try:
             return _result(await process.ask(message), self._limits), process
         except EOFError:
-            process.sock.close()
+            process.close()
             raise _ended(job, self._limits) from None
         except TensorwrightError:
             forking.give_back(process)
             raise
         except BaseException:
-            process.sock.close()  # which ends it
+            process.close()  # which ends it
             raise
 
 
@@ -143,7 +143,7 @@ class Forker:
         """Return an idle process."""
         self.start()
         living = (each for each in iter(self._popped, None) if not each.ended)
-        process = next(living, None) or Process(self._connect(WORK), self._states)
+        process = next(living, None) or self._forked(WORK)
         process.uses += 1
         return process
 
@@ -156,7 +156,7 @@ class Forker:
         if reusable and len(self._idle) < self._limits.sandboxes:
             self._idle.append(process)
         else:
-            process.sock.close()
+            process.close()
 
     def start(self) -> None:
         """Start the process if it is not running."""
@@ -184,7 +184,7 @@ class Forker:
         self._control = self._process = None
 
     async def _built(self, name: str, builder: str | None, arguments: tuple[object, ...]) -> None:
-        process = Process(self._connect(DEFINE))
+        process = self._forked(DEFINE)
         self._states += 1
         self._drop_idle()
         try:
@@ -193,32 +193,43 @@ class Forker:
             self.close()  # it has ended, or is about to
             raise ServiceUnavailableError("the tokenizer cannot be read in a sandbox", "see the server's log") from None
         finally:
-            process.sock.close()
+            process.close()
 
-    def _connect(self, message: bytes) -> socket.socket:
+    def _forked(self, message: bytes) -> Process:
         assert self._control is not None
-        ours, theirs = socket.socketpair()
-        with theirs, contextlib.suppress(OSError):  # it has just ended, which also shows at the other end of `ours`
-            socket.send_fds(self._control, [message], [theirs.fileno()])
-        ours.setblocking(False)
-        return ours
+        return Process.forked(self._control, message, self._states)
 
     def _drop_idle(self) -> None:
         while self._idle:
-            self._idle.pop().sock.close()
+            self._idle.pop().close()
 
 
 class Process:
-    """A sandbox process, reached over its socket.
+    """A sandbox process; it ends when this is closed.
 
     Attributes:
+        sock: the socket for messages, not blocking.
         states: states that were built before it was forked.
         uses: number of jobs that it has run.
         large: it has read or written a large message.
     """
 
-    def __init__(self, sock: socket.socket, states: int = 0) -> None:
-        self.sock, self.states, self.uses, self.large = sock, states, 0, False
+    def __init__(self, sock: socket.socket, lifeline: socket.socket, states: int) -> None:
+        self.sock, self._lifeline, self.states, self.uses, self.large = sock, lifeline, states, 0, False
+
+    @classmethod
+    def forked(cls, control: socket.socket, message: bytes, states: int = 0) -> Process:
+        """Have a process forked by the one that calls `fork_on_demand` with the other end of `control`."""
+        (sock, theirs), (lifeline, other) = socket.socketpair(), socket.socketpair()
+        with theirs, other, contextlib.suppress(OSError):  # it has just ended, which also shows at `sock`
+            socket.send_fds(control, [message], [theirs.fileno(), other.fileno()])
+        sock.setblocking(False)
+        return cls(sock, lifeline, states)
+
+    def close(self) -> None:
+        """End the process."""
+        self.sock.close()
+        self._lifeline.close()
 
     @property
     def ended(self) -> bool:

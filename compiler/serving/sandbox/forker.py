@@ -67,7 +67,7 @@ def _run_jobs(sock: socket.socket, jobs: Functions, states: dict[str, Any], seco
             job, state, *arguments = receive(sock)
         except EOFError:
             return
-        allow(seconds, sock)
+        allow(seconds)
         try:
             result = jobs[job](None if state is None else states[state], *arguments)
             answer = ["done", result if not callable(result) else None]
@@ -75,7 +75,7 @@ def _run_jobs(sock: socket.socket, jobs: Functions, states: dict[str, Any], seco
             raise
         except BaseException as error:  # panics of Rust extensions are not Exceptions
             result, answer = None, failure(error)
-        allow_waiting(sock)
+        allow_waiting()
         send(sock, answer)
         if callable(result):  # an interactive job
             result(sock)

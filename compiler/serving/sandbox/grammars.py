@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import math
 import select
-import socket
 import time
 from collections import OrderedDict
 from typing import Any
@@ -27,42 +26,38 @@ class GrammarProcesses:
 
     def __init__(self, state: State, vocabulary: int, stop_tokens: tuple[int, ...]) -> None:
         self._state, self._vocabulary, self._stop_tokens = state, vocabulary, stop_tokens
-        self._compiled: OrderedDict[Grammar, asyncio.Future[socket.socket]] = OrderedDict()
+        self._compiled: OrderedDict[Grammar, asyncio.Future[Process]] = OrderedDict()
 
     async def matcher(self, grammar: Grammar, sandbox: Sandbox, limits: Limits) -> Matcher:
         """Create the matcher of one text. Raises OptionError if the grammar cannot be used, InputError as
         `Sandbox.run`."""
-        first, sock = await self._began(grammar, sandbox, limits)
-        return Matcher(_Masks(sock, first, limits.sandbox_seconds * CLOCK), self._vocabulary, self._stop_tokens)
+        first, process = await self._began(grammar, sandbox, limits)
+        return Matcher(_Masks(process, first, limits.sandbox_seconds * CLOCK), self._vocabulary, self._stop_tokens)
 
     def close(self) -> None:
         """End the processes."""
         while self._compiled:
             self._drop(next(iter(self._compiled)))
 
-    async def _began(self, grammar: Grammar, sandbox: Sandbox, limits: Limits) -> tuple[Any, socket.socket]:
-        """Fork a process for a text; return its first message and its socket."""
+    async def _began(self, grammar: Grammar, sandbox: Sandbox, limits: Limits) -> tuple[Any, Process]:
+        """Fork a process for a text; return its first message and the process."""
         known = grammar in self._compiled
-        control = await self._control(grammar, sandbox, limits)
-        ours, theirs = socket.socketpair()
-        process = Process(ours)
-        ours.setblocking(False)
+        compiled = await self._compiling(grammar, sandbox, limits)
+        process = Process.forked(compiled.sock, WORK)
         try:
-            with theirs:
-                socket.send_fds(control, [WORK], [theirs.fileno()])
-            return await process.ask(b""), ours
+            return await process.ask(b""), process
         except (OSError, EOFError):
-            ours.close()
+            process.close()
             self._drop(grammar)
             if known:  # its process has ended in the meantime
                 return await self._began(grammar, sandbox, limits)
             raise InputError("the grammar cannot be followed") from None
         except BaseException:
-            ours.close()
+            process.close()
             raise
 
-    async def _control(self, grammar: Grammar, sandbox: Sandbox, limits: Limits) -> socket.socket:
-        """Socket of the process that has compiled a grammar."""
+    async def _compiling(self, grammar: Grammar, sandbox: Sandbox, limits: Limits) -> Process:
+        """The process that has compiled a grammar."""
         if grammar not in self._compiled:
             begun = sandbox.begin(
                 "grammar", self._state, grammar.kind, grammar.text, limits.sandbox_seconds, forker=_FORKER
@@ -85,7 +80,7 @@ class GrammarProcesses:
             compiled.add_done_callback(_close)
 
 
-def _close(compiled: asyncio.Future[socket.socket]) -> None:
+def _close(compiled: asyncio.Future[Process]) -> None:
     if not compiled.cancelled() and compiled.exception() is None:
         compiled.result().close()
 
@@ -93,19 +88,19 @@ def _close(compiled: asyncio.Future[socket.socket]) -> None:
 class _Masks:
     """Masks computed by a process that follows the text; used by the scheduler's thread."""
 
-    def __init__(self, sock: socket.socket, first: Any, seconds: float) -> None:
-        self._sock, self._answer, self._seconds = sock, first, seconds
+    def __init__(self, process: Process, first: Any, seconds: float) -> None:
+        self._process, self._answer, self._seconds = process, first, seconds
         self._until = 0.0
         self._poll = select.poll()  # supports any number of descriptors
-        self._poll.register(sock, select.POLLIN)
-        sock.settimeout(seconds)
+        self._poll.register(process.sock, select.POLLIN)
+        process.sock.settimeout(seconds)
 
     def accept(self, token: int) -> None:
         """See `Masks`."""
         self._answer = None
         self._until = time.monotonic() + self._seconds
         try:
-            self._sock.sendall(pack(int(token)))
+            self._process.sock.sendall(pack(int(token)))
         except OSError as error:
             raise _stopped() from error
 
@@ -127,11 +122,11 @@ class _Masks:
         return None if bits is None else np.asarray(bits), completed
 
     def __del__(self) -> None:
-        self._sock.close()
+        self._process.close()
 
     def _receive(self) -> None:
         try:
-            self._answer = receive(self._sock)
+            self._answer = receive(self._process.sock)
         except (OSError, EOFError) as error:
             raise _stopped() from error
 

@@ -38,6 +38,8 @@ def fork_on_demand(
 ) -> None:
     """Fork a process for each received socket, until the other end closes.
 
+    A second socket comes with each, through which nothing is sent: a process ends when its other end is closed.
+
     Args:
         handle: runs in the process; it ends when this returns or raises.
         define: called in this process with the sockets that come with DEFINE.
@@ -45,44 +47,45 @@ def fork_on_demand(
     gc.collect()
     gc.freeze()  # so that garbage collection in the children does not copy shared pages
     while True:
-        message, descriptors, _, _ = socket.recv_fds(control, 1, 1)
+        message, descriptors, _, _ = socket.recv_fds(control, 1, 2)
         if not message:
             return
-        with socket.socket(fileno=descriptors[0]) as sock:
+        with socket.socket(fileno=descriptors[0]) as sock, socket.socket(fileno=descriptors[1]) as lifeline:
             if message == DEFINE and define is not None:
                 define(sock)
                 gc.freeze()
             elif os.fork() == 0:
                 try:
                     control.close()
+                    _end_with(lifeline)
                     handle(message, sock)
                 finally:
                     os._exit(0)
 
 
-def allow(seconds: int, sock: socket.socket) -> None:
-    """Limit this process to a time from now, after which the kernel ends it; it also ends if the other end of the
-    socket, which sends nothing meanwhile, is closed."""
-    fcntl.fcntl(sock, fcntl.F_SETOWN, os.getpid())
-    _signal_changes(sock, True)
-    if select.select([sock], [], [], 0)[0]:  # already closed
+def _end_with(lifeline: socket.socket) -> None:
+    """Let the kernel end this process, whatever it computes, when the other end of a socket is closed.
+
+    SIGIO, whose default is to end a process, is raised on any activity on the socket. It may come after the data that
+    caused it have been read, so this works only on a socket through which nothing is sent.
+    """
+    fcntl.fcntl(lifeline, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)
+    if select.select([lifeline], [], [], 0)[0]:  # already closed
         os._exit(0)
+
+
+def allow(seconds: int) -> None:
+    """Limit this process to a time from now, after which the kernel ends it."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     total = math.ceil(used.ru_utime + used.ru_stime) + seconds
     resource.setrlimit(resource.RLIMIT_CPU, (total, resource.getrlimit(resource.RLIMIT_CPU)[1]))
     signal.setitimer(signal.ITIMER_REAL, seconds * CLOCK)
 
 
-def allow_waiting(sock: socket.socket) -> None:
-    """Let this process wait on the socket without a time limit."""
+def allow_waiting() -> None:
+    """Let this process wait for a message without a time limit."""
     signal.setitimer(signal.ITIMER_REAL, 0)
-    _signal_changes(sock, False)
-
-
-def _signal_changes(sock: socket.socket, enabled: bool) -> None:
-    """Raise SIGIO, which ends the process, on any activity on a socket, in particular when it is closed."""
-    flags = fcntl.fcntl(sock, fcntl.F_GETFL)
-    fcntl.fcntl(sock, fcntl.F_SETFL, flags | os.O_ASYNC if enabled else flags & ~os.O_ASYNC)
 
 
 def lift_processor_limit() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import os
 import signal
@@ -169,10 +170,20 @@ def test_states_that_cannot_be_built() -> None:
 
 def test_a_job_that_goes_on_ends_with_its_socket() -> None:
     async def work(sandbox: Sandbox) -> Any:
-        with await sandbox.begin("go on", State("number", 1), forker="other") as sock:
-            sock.setblocking(True)
-            sock.sendall(pack([1, "a"]))
-            length = int.from_bytes(sock.recv(LENGTH_BYTES), "little")
-            return unpack(sock.recv(length))
+        process = await sandbox.begin("go on", State("number", 1), forker="other")
+        with contextlib.closing(process):
+            return await process.ask(pack([1, "a"]))
 
     assert _run(work) == [1, "a"]
+
+
+def test_a_message_that_arrives_during_a_job_does_not_end_it() -> None:
+    """As the signal of a message may, which can come after the message has been read."""
+
+    async def work(sandbox: Sandbox) -> list[Any]:
+        with contextlib.closing(sandbox._forker("").take()) as process:
+            job = pack(["double", None, np.ones(2, np.float32)])
+            answers = [await process.ask(job + job), await process.ask(b"")]
+        return [answer[1][0].tolist() for answer in answers]
+
+    assert _run(work) == [[2, 2], [2, 2]]
