@@ -8,7 +8,8 @@ the last `n` parameters are stored in a smaller form than `main` takes, `EXPAND_
 If `RUN_ENTRY(*inputs, *parameters, *PREPARE_ENTRY(*inputs))` exists, it returns the same as `main(*inputs,
 *parameters)`. The result of `PREPARE_ENTRY` is valid for all runs whose inputs have the same shapes, one run at a time.
 `RUN_KEEPING_ENTRY` with `PREPARE_KEEPING_ENTRY` does the same, but each run writes its results to the tensors that the
-first run returned. The caller has to copy them, which is faster than allocating new memory if they are small.
+first run returned. The caller has to copy them, which is faster than allocating new memory if they are small. Where
+results are allocated, the code calls `RELEASE_ENTRY` first.
 """
 
 MAIN_ENTRY = "main"
@@ -18,6 +19,7 @@ PREPARE_ENTRY = "tensorwright_prepare"
 RUN_ENTRY = "tensorwright_run"
 PREPARE_KEEPING_ENTRY = "tensorwright_prepare_keeping"
 RUN_KEEPING_ENTRY = "tensorwright_run_keeping"
+RELEASE_ENTRY = "tensorwright_release_results"
 
 CHECK_MARK = "tensorwright"
 """Prefix of the text of a check in a library: `MARK[purpose of the check]`."""

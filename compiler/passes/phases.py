@@ -39,6 +39,7 @@ from compiler.passes.lower.check_parameters_once import check_parameters_once
 from compiler.passes.lower.check_sizes import check_sizes, drop_result_checks, name_checks
 from compiler.passes.lower.order_sizes import order_sizes
 from compiler.passes.lower.prepare_runs import prepare_runs
+from compiler.passes.lower.release_results import release_results
 from compiler.passes.lower.share_shapes import share_shapes
 from compiler.passes.lower.tvm_passes import (
     annotate_patterns,
@@ -179,6 +180,7 @@ LOWER = (
     drop_result_checks,
     check_parameters_once,
     prepare_runs,
+    release_results,
     export_symbols,
 )
 

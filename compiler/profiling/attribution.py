@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from compiler.artifact.entries import RELEASE_ENTRY
 from compiler.support.model_nodes import ModelNode
 
 RUNTIME = "runtime"
@@ -113,6 +114,8 @@ def _is_runtime(kernel: str) -> bool:
     # call_tir_dyn runs a kernel whose name TVM does not report.
     if kernel == "vm.builtin.call_tir_dyn":
         return False
+    if kernel == RELEASE_ENTRY:
+        return True
     return kernel.startswith("vm.") or kernel.rstrip("0123456789") in {"shape_func", "shape_func_"}
 
 

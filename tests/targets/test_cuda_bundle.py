@@ -119,7 +119,7 @@ def test_what_is_missing_is_one_clear_error(machine: Machine) -> None:
     # A newer device translates PTX; its driver may be too old for that.
     assert "this driver cannot translate its PTX" in error(machine, CAPABILITY=100, PTX=0)
     assert "the module's parameters take 1 MiB, and stand-in has 1 MiB free of 1 MiB" in error(machine, MEMORY=4096)
-    assert "not enough GPU memory: stand-in has" in error(machine, MEMORY=20_000)
+    assert "not enough GPU memory: stand-in has" in error(machine, MEMORY=16_000)
 
 
 def test_a_driver_or_library_that_is_not_there_is_named(machine: Machine) -> None:

@@ -30,6 +30,7 @@ from compiler.passes.rewriting.matching import (
     shape_of,
 )
 
+_MAX_PRODUCT = 8  # at most four multiplications: a relative error of up to 7 * 2**-24 in float32
 rules = RuleTable()
 op = relax.op
 
@@ -216,22 +217,27 @@ def drop_on_non_negative(graph: Graph, call: Call) -> Expr | None:
 
 @rules.on("relax.power")
 def power_of_number(graph: Graph, call: Call) -> Expr | None:
-    """x**1 => x, x**2 => x*x, x**3 => x*x*x, x**-1 => 1/x; x**0.5 => sqrt(x), x**-0.5 => rsqrt(x) for x >= 0"""
+    """x**n => products for n up to 8, x**-1 => 1/x; x**0.5 => sqrt(x), x**-0.5 => rsqrt(x) for x >= 0"""
     base, exponent = call.args
     number = scalar_of(graph, exponent)
     if number is None or not is_float(call) or not keeps_type(call, base):
         return None
-    if number == 1:
-        return base
-    if number == 2:
-        return op.multiply(base, base)
-    if number == 3 and _may_round_anew(call):
-        return op.multiply(graph.emit(op.multiply(base, base)), base)
+    if number in (1, 2) or (number in range(3, _MAX_PRODUCT + 1) and _may_round_anew(call)):
+        return _product(graph, base, int(number))
     if number == -1:
         return op.divide(as_constant(np.ones((), dtype_of(base))), base) if _is_numpy_float(base) else None
     if number in (0.5, -0.5) and is_non_negative(graph, base):
         return op.sqrt(base) if number > 0 else op.rsqrt(base)
     return None
+
+
+def _product(graph: Graph, base: Expr, exponent: int) -> Expr:
+    """base**exponent by repeated squaring"""
+    if exponent == 1:
+        return base
+    root = graph.emit(_product(graph, base, exponent // 2)) if exponent > 3 else base
+    square = op.multiply(root, root)
+    return op.multiply(graph.emit(square), base) if exponent % 2 else square
 
 
 def _is_numpy_float(expr: Expr) -> bool:
