@@ -114,9 +114,8 @@ def _is_runtime(kernel: str) -> bool:
     # call_tir_dyn runs a kernel whose name TVM does not report.
     if kernel == "vm.builtin.call_tir_dyn":
         return False
-    if kernel == RELEASE_ENTRY:
-        return True
-    return kernel.startswith("vm.") or kernel.rstrip("0123456789") in {"shape_func", "shape_func_"}
+    generated = kernel.rstrip("0123456789") in {"shape_func", "shape_func_", RELEASE_ENTRY}
+    return generated or kernel.startswith("vm.")
 
 
 def _kind_of_operator(name: str) -> str:

@@ -29,6 +29,7 @@ from compiler.passes.rewriting.matching import (
     scalar_of,
     shape_of,
 )
+from compiler.support.powers import by_squaring
 
 _MAX_PRODUCT = 8  # at most four multiplications: a relative error of up to 7 * 2**-24 in float32
 rules = RuleTable()
@@ -223,21 +224,12 @@ def power_of_number(graph: Graph, call: Call) -> Expr | None:
     if number is None or not is_float(call) or not keeps_type(call, base):
         return None
     if number in (1, 2) or (number in range(3, _MAX_PRODUCT + 1) and _may_round_anew(call)):
-        return _product(graph, base, int(number))
+        return by_squaring(base, int(number), lambda a, b: graph.emit(op.multiply(a, b)))
     if number == -1:
         return op.divide(as_constant(np.ones((), dtype_of(base))), base) if _is_numpy_float(base) else None
     if number in (0.5, -0.5) and is_non_negative(graph, base):
         return op.sqrt(base) if number > 0 else op.rsqrt(base)
     return None
-
-
-def _product(graph: Graph, base: Expr, exponent: int) -> Expr:
-    """base**exponent by repeated squaring"""
-    if exponent == 1:
-        return base
-    root = graph.emit(_product(graph, base, exponent // 2)) if exponent > 3 else base
-    square = op.multiply(root, root)
-    return op.multiply(graph.emit(square), base) if exponent % 2 else square
 
 
 def _is_numpy_float(expr: Expr) -> bool:

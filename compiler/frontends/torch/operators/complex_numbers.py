@@ -14,6 +14,7 @@ from compiler.frontends.torch.decomposition import decomposition_of
 from compiler.frontends.torch.operators.elementwise import atan2, copysign, hypot, negative
 from compiler.frontends.torch.operators.ordering import cumprod
 from compiler.frontends.torch.operators.special_functions import expm1, log1p
+from compiler.support.powers import by_squaring
 
 _COMPLEX = (torch.complex64, torch.complex128)
 _PRODUCTS = range(1, 5)  # exponents
@@ -348,7 +349,7 @@ def _log10(values: Tensor) -> Tensor:
 def _power(values: Tensor, exponent: complex) -> Tensor:
     """Small integer powers are products; others are computed from magnitude and angle."""
     if exponent in _PRODUCTS:
-        return functools.reduce(torch.mul, [values] * int(exponent.real))
+        return by_squaring(values, int(exponent.real), torch.mul)
     if exponent.imag:
         return _power_of(values, torch.full((), exponent.real), torch.full((), exponent.imag))
     return torch.polar(values.abs() ** exponent.real, values.angle() * exponent.real)

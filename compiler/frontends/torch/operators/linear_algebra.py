@@ -14,6 +14,7 @@ from torch import Tensor
 
 from compiler.frontends.torch.decomposition import decomposition_of
 from compiler.frontends.torch.own_operators import own_operator, own_operator_with_results
+from compiler.support.powers import by_squaring
 
 # exp(A) = exp(A / 2^_SQUARINGS)^(2^_SQUARINGS), the inner one by its series; a norm above 2^10 overflows.
 _SQUARINGS = 12
@@ -264,15 +265,9 @@ def _exponential(matrices: Tensor) -> Tensor:
 @decomposition_of("aten.linalg_matrix_power.default", "aten.matrix_power.default")
 def _power(matrices: Tensor, exponent: int) -> Tensor:
     base = _inverse(matrices) if exponent < 0 else matrices
-    exponent, result = abs(exponent), None
     if exponent == 0:
         return torch.eye(matrices.shape[-1], dtype=matrices.dtype).expand(matrices.shape)
-    while exponent:
-        if exponent % 2:
-            result = base if result is None else result @ base
-        exponent //= 2
-        base = base @ base if exponent else base
-    return base if result is None else result
+    return by_squaring(base, abs(exponent), torch.matmul)
 
 
 @decomposition_of("aten.linalg_vander.default")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import reduce
 from inspect import signature
 
 import numpy as np
@@ -16,6 +15,7 @@ from compiler.frontends.onnx.broadcasting import broadcast, const, elementwise, 
 from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.operators.tensor.cast import is_narrow_float
 from compiler.frontends.onnx.registry import bound_attributes, converter
+from compiler.support.powers import by_squaring
 from schedules.ir.tvm_types import Expr
 
 # Relax functions with the same names.
@@ -341,7 +341,7 @@ def power(context: NodeContext) -> relax.Expr:
     base, exponent = context.dtype(0), context.dtype(1)
     small = _small_exponent(context)
     if small is not None:
-        return reduce(R.multiply, [context.input(0)] * small) if small < 3 else _product(context, small)
+        return by_squaring(context.input(0), small, lambda a, b: context.emit(R.multiply(a, b)))
     if dtypes.is_float(base):
         wide = "float32" if dtypes.bits(base) < 32 else base
         a, b = (_as(context, i, wide) for i in (0, 1))
@@ -371,12 +371,6 @@ def _small_exponent(context: NodeContext) -> int | None:
         return None
     value = known.reshape(-1)[0].item()
     return int(value) if value in range(1, _MAX_SMALL_EXPONENT + 1) else None
-
-
-def _product(context: NodeContext, exponent: int) -> relax.Expr:
-    base = context.input(0)
-    square = context.emit(R.multiply(base, base))
-    return R.multiply(square, base if exponent == 3 else square)
 
 
 @converter("Max", "Min", since=6)
