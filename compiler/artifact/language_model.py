@@ -47,11 +47,13 @@ class PatchPreparation(Record, frozen=True, kw_only=True):
     Attributes:
         merge: the encoder computes one row from a square of this many by this many patches.
         frames: how often a patch is repeated, because video encoders read several frames at once.
+        fills: images are enlarged or reduced to as many pixels as `most` allows, and sides rounded down.
         least, most: minimum and maximum number of pixels of an image, to which images are resized.
     """
 
     merge: Size
     frames: Size
+    fills: bool = False
     least: Annotated[int, Meta(ge=1, le=1 << 32)]
     most: Annotated[int, Meta(ge=1, le=1 << 32)]
 

@@ -68,6 +68,7 @@ def build_module(
         language = LanguageModelOptions(
             options.precision,
             sequences=options.sequences,
+            images=options.images,
             cache=options.cache,
             adapters=() if named else tuple(map(Path, options.adapters)),
             kept_adapters={name: Path(folder) for name, folder in named.items()},
@@ -100,6 +101,8 @@ def _check_language_options(options: CompileOptions, imports: ImportArguments, i
         raise OptionError("processing= does not apply to language models, which process texts and images themselves")
     if options.sequences and not is_language:
         raise OptionError("sequences=True is for language models: a GGUF file, or a folder of transformers")
+    if options.images and not is_language:
+        raise OptionError("images=True is for language models: a folder of transformers", "leave it out")
     if is_language and imports.get("capacity") is not None:
         raise OptionError("`capacity` does not apply to language models", "pass it to the session")
     if options.adapters and not is_language:

@@ -39,6 +39,7 @@ class CompileOptions:
     processing: Processing | None = None
     precision: str | None = None
     sequences: bool = False
+    images: bool = False
     cache: str | None = None
     calibration: str | Path | None = None
     adapters: Sequence[str | Path] | Mapping[str, str | Path] = ()

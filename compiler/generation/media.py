@@ -122,6 +122,8 @@ def prepared_patches(
 
 def _in_area(width: int, height: int, side: int, patches: PatchPreparation) -> tuple[int, int]:
     """Return sizes near those of an image that are multiples of `side`, with between `least` and `most` pixels."""
+    if patches.fills:
+        return _filling(width, height, side, patches.most)
     if max(width, height) > 200 * min(width, height):
         raise InputError(f"an image of {width} x {height} pixels is more than 200 times as long as it is wide")
     across, down = (round(each / side) * side for each in (width, height))
@@ -132,6 +134,16 @@ def _in_area(width: int, height: int, side: int, patches: PatchPreparation) -> t
         factor = math.sqrt(patches.least / (width * height))
         across, down = (math.ceil(each * factor / side) * side for each in (width, height))
     return across, down
+
+
+def _filling(width: int, height: int, side: int, most: int) -> tuple[int, int]:
+    """Return the largest multiples of `side` with an image's aspect ratio, rounded down, and at most `most` pixels."""
+    factor = math.sqrt(most / (width * height))
+    across, down = (math.floor(each * factor / side) * side for each in (width, height))
+    longest = most // side**2 * side
+    if not down:
+        return min(width // height * side, longest), side
+    return (across, down) if across else (side, min(height // width * side, longest))
 
 
 def with_media(text: str, texts: Sequence[str], marker: str) -> str:

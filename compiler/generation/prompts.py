@@ -76,7 +76,10 @@ class PromptReader:
         if media is None:
             return self.tokens_of(prompt), None
         if self.encoder_input is None:
-            raise InputError("the model has no encoder, and reads the prompt alone", "leave media out")
+            raise InputError(
+                "the model has no encoder, and reads the prompt alone",
+                "leave media out, or compile the model with images=True",
+            )
         inputs, texts, marker = media.prepared(self.description, *self.encoder_input)
         if not texts:
             return self.tokens_of(prompt), inputs

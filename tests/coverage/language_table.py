@@ -109,7 +109,7 @@ def encoder_differences(name: str, prompts: list[int]) -> list[tuple[float, int,
     reads, transcribes = ENCODER_MODELS[name].reads, name.startswith("whisper")
     with tempfile.TemporaryDirectory() as folder:
         reference = save_encoder_model(name, Path(folder), 640)
-        model = LanguageModel(compiler.compile(folder, progress=None))
+        model = LanguageModel(compiler.compile(folder, images=True, progress=None))
         for size in prompts:
             if transcribes and size + _STEPS > model.description.context:
                 continue

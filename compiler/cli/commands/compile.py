@@ -73,6 +73,10 @@ class _Options(options.ImportOptions):
     sequences: bool = flag(
         "For a language model: read several sequences per run, for servers and speculation.", "--sequences"
     )
+    images: bool = flag(
+        "For a language model: compile the encoder of images, too, if it would be left out otherwise (Gemma 4).",
+        "--images",
+    )
     cache: str | None = option(
         "For a language model: the type of cached keys and values: float32, bf16, float16 or int8; if not "
         "given, float32 with float32 weights and float16 with others.",

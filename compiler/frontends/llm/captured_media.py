@@ -15,7 +15,13 @@ from typing import Any
 import torch
 from transformers import AttentionInterface, vision_utils
 
-from compiler.frontends.llm.transformers_decoder import LOGITS, cache_argument, read_caches, register_caches
+from compiler.frontends.llm.transformers_decoder import (
+    LOGITS,
+    cache_argument,
+    keep_all_tokens,
+    read_caches,
+    register_caches,
+)
 
 FEATURES, SHIFTS, DEEP, KEPT = "features", "shifts", "deep", "kept"
 EXAMPLES = 2  # images or sounds in an encoder's example inputs
@@ -78,9 +84,10 @@ class Patches(MediaEncoder):
     def example(self) -> tuple[dict[str, Tensor], dict[str, dict[int, Any]]]:
         """See `MediaEncoder`."""
         vision = self.model.config.vision_config
-        merge = vision.spatial_merge_size
+        merge = _merge(vision)
         grids = torch.tensor([[1, 2 * merge, 4 * merge], [1, 6 * merge, 2 * merge]])
-        values = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
+        frames, channels = getattr(vision, "temporal_patch_size", 1), getattr(vision, "in_channels", 3)
+        values = channels * frames * vision.patch_size**2
         pixels = torch.randn((int(grids.prod(-1).sum()), values), dtype=self.model.dtype)
         patches = merge**2 * torch.export.Dim("merged", min=1, max=1 << 16)
         sizes = {"pixel_values": {0: patches}, "image_grid_thw": {0: _several("images")}}
@@ -131,14 +138,14 @@ class MediaModel:
             patches.
         text: the part of the model that is the decoder.
         token: the setting for the placeholder token of a row.
-        masks: additional decoder arguments that depend on the images; None for none.
+        arguments: additional arguments of the decoder, as `gemma3_arguments`; None for none.
     """
 
     reads: type[MediaEncoder]
     rows: Callable[..., Outputs]
     text: str = "language_model"
     token: str = "image_token_id"
-    masks: Callable[[Any, Tensor, Tensor, int], dict[str, Any]] | None = None
+    arguments: Callable[[Any, Tensor, Tensor, Tensor, int], dict[str, Any]] | None = None
 
 
 class MediaDecoder(torch.nn.Module):
@@ -151,6 +158,7 @@ class MediaDecoder(torch.nn.Module):
         self.capacity = cache.layers[0].keys.shape[2]
         if hasattr(self.text, _DEEP_ROWS):
             setattr(self.text, _DEEP_ROWS, _with_deep_rows)
+        keep_all_tokens(self.text)
         register_caches(self, cache.layers)
 
     def forward(
@@ -177,14 +185,16 @@ class MediaDecoder(torch.nn.Module):
         words = self.model.get_input_embeddings()(tokens)
         mixed = torch.where(stands[..., None], features[rows][None].to(words.dtype), words)
         arguments: dict[str, Any] = {cache_argument(self.text): self.cache}
-        if self.found.masks is not None:
-            arguments |= self.found.masks(self.model.config.get_text_config(), stands, position, self.capacity)
+        if self.found.arguments is not None:
+            arguments |= self.found.arguments(self.text, tokens, stands, position, self.capacity)
         if shifts is not None:
             arguments["position_ids"] = three_positions(shifts, behind[0], stands, position)
         if deep is not None:
             arguments |= {"visual_pos_masks": stands, "deepstack_visual_embeds": list(deep[rows].unbind(1))}
         hidden = self.text(inputs_embeds=mixed, use_cache=True, **arguments).last_hidden_state
-        return {LOGITS: self.model.lm_head(hidden[:, -1:]).to(torch.float32)}
+        logits = self.model.lm_head(hidden[:, -1:]).to(torch.float32)
+        cap = getattr(self.text.config, "final_logit_softcapping", None)
+        return {LOGITS: logits if cap is None else torch.tanh(logits / cap) * cap}
 
 
 def _with_deep_rows(hidden: Tensor, stands: Tensor, rows: Tensor) -> Tensor:
@@ -192,8 +202,33 @@ def _with_deep_rows(hidden: Tensor, stands: Tensor, rows: Tensor) -> Tensor:
     return hidden + torch.where(stands[..., None], rows[None].to(hidden.dtype), 0)
 
 
+def gemma3_arguments(text: Any, _: Tensor, stands: Tensor, position: Tensor, capacity: int) -> dict[str, Any]:
+    """Return arguments of a decoder: masks in which an image's tokens see one another.
+
+    Args:
+        text: the decoder.
+        stands: (1, n), true for image tokens; all rows of an image are tokens of this run.
+        position: of the first token.
+        capacity: of the cache.
+    """
+    return gemma_masks(text.config, stands, position, capacity)
+
+
+def _gemma4_arguments(text: Any, tokens: Tensor, stands: Tensor, position: Tensor, capacity: int) -> dict[str, Any]:
+    """Image tokens see one another in layers with a window, and have the layer inputs of padding."""
+    config = text.config
+    alike = stands if config.use_bidirectional_attention == "vision" else torch.zeros_like(stands)
+    found = gemma_masks(config, alike, position, capacity)
+    causal = gemma_masks(config, torch.zeros_like(stands), position, capacity)
+    found["attention_mask"]["full_attention"] = causal["attention_mask"]["full_attention"]
+    if config.hidden_size_per_layer_input:
+        words = torch.where(stands, config.pad_token_id, tokens)
+        found["per_layer_inputs"] = text.get_per_layer_inputs(words)
+    return found
+
+
 def gemma_masks(config: Any, stands: Tensor, position: Tensor, capacity: int) -> dict[str, Any]:
-    """Return positions, and masks (1, 1, n, capacity) in which an image's tokens see one another, even beyond windows.
+    """Return positions, and masks (1, 1, n, capacity) in which an image's tokens see one another, within windows.
 
     `stands` (1, n) is true for image tokens; all rows of an image are tokens of this run.
     """
@@ -241,6 +276,30 @@ def _llava_rows(model: Any, images: Tensor) -> Outputs:
 
 def _gemma_rows(model: Any, images: Tensor) -> Outputs:
     return {FEATURES: model.model.multi_modal_projector(model.model.vision_tower(images).last_hidden_state)}
+
+
+def _gemma4_rows(model: Any, pixels: Tensor, grids: Tensor) -> Outputs:
+    """Rows of Gemma 4: means of squares of patches, with attention within images."""
+    tower = model.model.vision_tower
+    patches = _PatchPositions(grids, pixels.shape[0], _merge(tower.config))
+    embedder, side = tower.patch_embedder, tower.config.patch_size
+    # In the table of learned positions; callers may pass any grids.
+    places = patches.coordinates.flip(-1)[None].clamp(0, embedder.position_embedding_size - 1)  # (x, y)
+    values = pixels.reshape(-1, 3, side, side).permute(0, 2, 3, 1).reshape(1, pixels.shape[0], -1)
+    hidden = embedder(values, places, torch.zeros((1, pixels.shape[0]), dtype=torch.bool))
+    mask = (patches.frames[:, None] == patches.frames[None])[None, None]
+    rotations = tower.encoder.rotary_emb(hidden, places)
+    for layer in tower.encoder.layers:
+        hidden = layer(hidden, position_embeddings=rotations, attention_mask=mask, position_ids=places)
+    pooled = hidden.reshape(-1, patches.unit, hidden.shape[-1]).mean(1) * hidden.shape[-1] ** 0.5
+    if tower.config.standardize:
+        pooled = (pooled - tower.std_bias) * tower.std_scale
+    return {FEATURES: model.model.embed_vision(pooled)}
+
+
+def _merge(vision: Any) -> int:
+    """Return the side of the square of patches that make one row."""
+    return int(getattr(vision, "spatial_merge_size", None) or vision.pooling_kernel_size)
 
 
 def _idefics_rows(model: Any, images: Tensor) -> Outputs:
@@ -363,7 +422,8 @@ def _within_segments(
 
 _QWEN = MediaModel(reads=Patches, rows=_qwen_rows)
 MEDIA_MODELS: Mapping[str, MediaModel] = {
-    "gemma3": MediaModel(reads=Images, rows=_gemma_rows, masks=gemma_masks),
+    "gemma3": MediaModel(reads=Images, rows=_gemma_rows, arguments=gemma3_arguments),
+    "gemma4": MediaModel(reads=Patches, rows=_gemma4_rows, arguments=_gemma4_arguments),
     "idefics3": MediaModel(reads=ImagesOfTexts, rows=_idefics_rows, text="text_model"),
     "internvl": MediaModel(reads=Images, rows=_intern_rows),
     "llava": MediaModel(reads=Images, rows=_llava_rows),

@@ -44,6 +44,8 @@ from compiler.frontends.llm.tokenizer_files import TokenizerFiles, read_text_rul
 from compiler.frontends.llm.transformers_decoder import capture_decoder, is_available
 from compiler.frontends.llm.transformers_encoder import CapturedPair, capture_pair, has_encoder
 
+_TEXT_ONLY = "only the text model is compiled, without images and audio; see the option `images`"
+
 
 def import_language_model(path: Path, options: LanguageModelOptions | None = None) -> ImportedModel:
     """Import a language model.
@@ -76,7 +78,9 @@ def _imported(path: Path, options: LanguageModelOptions) -> ImportedModel:
         return _genai(path, options)
     if path.is_dir():
         kind, _, is_part = decoder_settings(path)
-        if kind not in FAMILIES and has_encoder(path):
+        if options.images and not has_encoder(path):
+            raise OptionError(f"{path}: images=True is for folders of models that read images", "leave it out")
+        if (kind not in FAMILIES or options.images) and has_encoder(path):
             return _pair(path, options)
         if kind not in FAMILIES and is_available():
             return _captured(path, options)
@@ -120,7 +124,7 @@ def _imported(path: Path, options: LanguageModelOptions) -> ImportedModel:
         states=states,
         position=PositionSpec(POSITION, "n") if config.counts and not options.sequences else None,
         assets=_assets(description, files),
-        notes=(f"{path}: only the text model is compiled, without images and audio",) if is_part else (),
+        notes=(f"{path}: {_TEXT_ONLY}",) if is_part else (),
     )
 
 

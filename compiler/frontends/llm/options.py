@@ -32,6 +32,7 @@ class LanguageModelOptions:
             decoding: a session's cache has a slot for each. Excludes `all_logits` and int8 caches.
         adapters: folders of peft LoRA adapters to merge into the weights, one after another.
         kept_adapters: name -> folder of adapters kept separate from the weights; each run chooses one, or none.
+        images: compile the encoder of images, too, of models whose text part would otherwise be compiled alone.
         captures: also return the operand of each matmul of the layers, for `grams`.
         grams: Gram matrix of each of these operands (the sum of x xᵀ over its rows x), used by "int4" (GPTQ).
     """
@@ -43,6 +44,7 @@ class LanguageModelOptions:
     sequences: bool = False
     adapters: tuple[Path, ...] = ()
     kept_adapters: Mapping[str, Path] = field(default_factory=dict)
+    images: bool = False
     captures: bool = False
     grams: tuple[Array, ...] = field(default=(), repr=False, compare=False)
 

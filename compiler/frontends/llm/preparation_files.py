@@ -14,6 +14,7 @@ from compiler.frontends.llm.safetensors_folder import read_json
 
 _FILES = ("preprocessor_config.json", "processor_config.json")
 _WHISPER = {"sampling_rate": 16000, "n_fft": 400, "hop_length": 160}
+_UNCHANGED = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))  # means and deviations of images that are not normalized
 _HALVES = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 _CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 _LANCZOS, _BILINEAR, _BICUBIC = 1, 2, 3
@@ -61,11 +62,11 @@ def read_images(
     values = _settings(folder, "image_processor")
     if values is None:
         return None
-    wanted = ("do_resize", "do_rescale", "do_normalize")
-    if not all(values.get(each, True) for each in wanted):
+    if not all(values.get(each, True) for each in ("do_resize", "do_rescale")):
         return None
     family = "qwen" if kind.startswith("qwen") else kind
     layout, resample, (mean, std) = _KINDS.get(family, _KINDS["idefics3"])
+    normalizes = values.get("do_normalize", True)
     description = layout(values)
     if description is None:
         return None
@@ -73,6 +74,8 @@ def read_images(
         if frame is None:
             return None
         description |= {"place": frame[0], "before": f"\n\n{frame[0]}", "after": f"{frame[1]}\n\n"}
+    elif kind == "gemma4" and frame is not None:
+        description |= {"before": frame[0], "after": frame[1]}
     return _made(
         ImagePreparation,
         folder,
@@ -81,8 +84,8 @@ def read_images(
         rows=rows,
         scale=values.get("rescale_factor", 1 / 255),
         resample=values.get("resample", resample),
-        mean=values.get("image_mean", mean),
-        std=values.get("image_std", std),
+        mean=values.get("image_mean", mean) if normalizes else _UNCHANGED[0],
+        std=values.get("image_std", std) if normalizes else _UNCHANGED[1],
     )
 
 
@@ -136,10 +139,20 @@ def _in_patches(values: dict[str, Any]) -> dict[str, Any]:
     return {"height": side, "width": side, "patches": patches}
 
 
+def _in_filled_area(values: dict[str, Any]) -> dict[str, Any]:
+    """Patches of an image at the largest allowed size with its aspect ratio."""
+    side, merge = values.get("patch_size", 16), values.get("pooling_kernel_size", 3)
+    rows = values.get("max_soft_tokens", 280)
+    pixels = rows * (merge * side) ** 2 if all(isinstance(each, int) for each in (side, merge, rows)) else None
+    patches = {"merge": merge, "frames": 1, "fills": True, "least": 1, "most": pixels}
+    return {"height": side, "width": side, "patches": patches}
+
+
 # By model type: the image layout, Pillow's filter, and the channels' default means and deviations.
 _KINDS: dict[str, tuple[Callable[[dict[str, Any]], dict[str, Any] | None], int, tuple[tuple[float, ...], ...]]] = {
     "llava": (_cropped, _BICUBIC, _CLIP),
     "gemma3": (_squeezed, _BILINEAR, _HALVES),
+    "gemma4": (_in_filled_area, _BICUBIC, _UNCHANGED),
     "internvl": (_on_canvas, _BICUBIC, _CLIP),
     "qwen": (_in_patches, _BICUBIC, _CLIP),
     "idefics3": (_in_tiles, _LANCZOS, _HALVES),

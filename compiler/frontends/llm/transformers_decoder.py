@@ -241,9 +241,7 @@ def _with_cache(model: Any, capacity: int, *, all_logits: bool, masked: bool) ->
     """
     import torch
 
-    for part in model.modules():
-        if hasattr(part, _SLICING):
-            setattr(part, _SLICING, _unsliced)
+    keep_all_tokens(model)
     cache = _static_cache(model, capacity)
     cached_layers = [layer for layer in cache.layers if type(layer).__name__ != _SHARED_LAYER]
     cache_name = cache_argument(model)
@@ -296,6 +294,13 @@ def _check_cache(folder: Path, module: Any, vocabulary: int) -> None:
             ],
             f"built without PyTorch: {', '.join(sorted(FAMILIES))}",
         )
+
+
+def keep_all_tokens(model: Any) -> None:
+    """Let layers that share keys and values compute all tokens, as others do."""
+    for part in model.modules():
+        if hasattr(part, _SLICING):
+            setattr(part, _SLICING, _unsliced)
 
 
 def _unsliced(*inputs: Any, **_: Any) -> tuple[Any, ...]:

@@ -242,13 +242,14 @@ def _with_media(folder: Path, model: Any) -> CapturedPair:
     features = [outputs[name] for name in (media.FEATURES, media.SHIFTS, media.DEEP) if name in outputs]
     rows = {0: torch.export.Dim(_ROWS, min=1)}
     captured = _captured(decoder, (torch.tensor(0), *features), (None, *(rows for _ in features)), context)
-    first, last = (getattr(config, f"{each}_token_index", None) for each in ("boi", "eoi"))
+    names = (f"{each}_token_{{}}" for each in ("boi", "eoi"))
+    first, last = (getattr(config, each.format("index"), getattr(config, each.format("id"), None)) for each in names)
     spectrogram = inputs[_SPECTROGRAM].shape if _SPECTROGRAM in inputs else None
     return CapturedPair(
         _import(encoder, tuple(inputs.values()), tuple(sizes.values())),
         _described(captured, kind, context, text),
         int(getattr(config, media_model.token)),
-        rows=None if media.SHIFTS in outputs else outputs[media.FEATURES].shape[0] // media.EXAMPLES,
+        rows=None if isinstance(encoder, media.Patches) else outputs[media.FEATURES].shape[0] // media.EXAMPLES,
         frame=(first, last),
         spectrogram=None if spectrogram is None else (spectrogram[1], spectrogram[2]),
         masked=media.KEPT in outputs,

@@ -161,6 +161,44 @@ def _gemma3(positions: int) -> dict[str, Any]:
     }
 
 
+def _gemma4(positions: int, **text: Any) -> dict[str, Any]:
+    """Images of all sizes, and layers with and without a window, the last of which read the keys of others."""
+    decoder = {
+        **_TEXT,
+        "model_type": "gemma4_text",
+        "num_hidden_layers": 4,
+        "head_dim": 8,
+        "global_head_dim": 16,
+        "sliding_window": 3,
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+        "num_kv_shared_layers": 2,
+        "hidden_size_per_layer_input": 8,
+        "vocab_size_per_layer_input": _VOCABULARY,
+        "final_logit_softcapping": 2.0,
+        "max_position_embeddings": positions,
+        **text,
+    }
+    vision = {**_VISION, "num_key_value_heads": 2, "head_dim": 12, "patch_size": 4, "pooling_kernel_size": 2}
+    return {
+        "vision_config": {**vision, "standardize": True, "position_embedding_size": 64},
+        "audio_config": None,
+        "text_config": decoder,
+        "image_token_id": 258,
+        "video_token_id": 261,
+        "audio_token_id": 262,
+        "boi_token_id": 259,
+        "eoi_token_id": 260,
+        "tie_word_embeddings": False,
+    }
+
+
+def _gemma4_mixture(positions: int) -> dict[str, Any]:
+    """Tokens of an image see one another, and layers are mixtures without inputs of their own."""
+    mixture = {"enable_moe_block": True, "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 24}
+    plain = {"hidden_size_per_layer_input": 0, "num_kv_shared_layers": 0, "use_bidirectional_attention": "vision"}
+    return _gemma4(positions, **mixture, **plain)
+
+
 def _patches(kind: str, positions: int, vision: dict[str, Any], **text: Any) -> dict[str, Any]:
     """Models with patch inputs: images of all sizes, and positions in three dimensions."""
     sections = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]}
@@ -230,6 +268,7 @@ def _voxtral(positions: int) -> dict[str, Any]:
 
 _GRIDS = [(1, 4, 8), (1, 12, 6), (1, 2, 2)]  # frames, rows and columns of patches of images
 _PATCHES = {"patch_size": 4, "size": {"shortest_edge": 8 * 8, "longest_edge": 40 * 40}}
+_FILLED = {"patch_size": 4, "pooling_kernel_size": 2, "max_soft_tokens": 70, "do_normalize": False}
 _FRAMES = [100, 37, 80]  # of sounds, without padding
 _POSITIONS = {"decoder.embed_positions": 4.0, "decoder.layers.0.self_attn.v_proj": 4.0}
 _ATTENTION = {"shared": 0.1, "SelfAttention.v": 8.0, "SelfAttention.o": 8.0}
@@ -243,6 +282,8 @@ ENCODER_MODELS = {
     "smolvlm": EncoderModel("SmolVLM", _idefics, "pixel_values"),
     "idefics3": EncoderModel("Idefics3", _idefics, "pixel_values"),
     "gemma3": EncoderModel("Gemma3", _gemma3, "pixel_values"),
+    "gemma4": EncoderModel("Gemma4", _gemma4, "pixel_values"),
+    "gemma4_mixture": EncoderModel("Gemma4", _gemma4_mixture, "pixel_values"),
     "internvl": EncoderModel("InternVL", _internvl, "pixel_values"),
     "qwen2_vl": EncoderModel("Qwen2VL", _qwen2_vl, "pixel_values"),
     "qwen2_5_vl": EncoderModel("Qwen2_5_VL", _qwen2_5_vl, "pixel_values"),
@@ -282,6 +323,7 @@ def save_encoder_model(name: str, folder: Path, positions: int = 96) -> Any:
         "idefics3": {"size": {"longest_edge": 32}, "max_image_size": {"longest_edge": 16}},
         "gemma3": {"size": {"height": 16, "width": 16}},
         "internvl": {"size": {"height": 16, "width": 16}, "max_patches": 6},
+        **dict.fromkeys(["gemma4", "gemma4_mixture"], _FILLED),
         "qwen2_audio": {"feature_size": 8, "chunk_length": 1},
         "voxtral": {"feature_size": 8, "chunk_length": 1},
         **{each: _PATCHES for each in ENCODER_MODELS if each.endswith(("_vl", "_vl_moe"))},
@@ -294,9 +336,10 @@ def save_encoder_model(name: str, folder: Path, positions: int = 96) -> Any:
 def encoder_input(name: str, random: np.random.Generator, size: int = 12) -> dict[str, np.ndarray[Any, Any]]:
     """Random inputs of the encoder; `size`: tokens of a text, images or sounds."""
     made = ENCODER_MODELS[name]
-    if name.endswith(("_vl", "_vl_moe")):
+    if reads_patches(name):
         grids = np.array(_GRIDS[:size])
-        patches = random.standard_normal((grids.prod(1).sum(), 3 * 2 * 4 * 4)).astype(np.float32)
+        frames = 1 if name.startswith("gemma4") else 2
+        patches = random.standard_normal((grids.prod(1).sum(), 3 * frames * 4 * 4)).astype(np.float32)
         return {made.reads: patches, "image_grid_thw": grids}
     if name in ("qwen2_audio", "voxtral"):
         features = random.standard_normal((size, 8, 100)).astype(np.float32)
@@ -310,9 +353,28 @@ def encoder_input(name: str, random: np.random.Generator, size: int = 12) -> dic
     return {made.reads: random.standard_normal(shape).astype(np.float32)}
 
 
+def reads_patches(name: str) -> bool:
+    """True for encoders of images of all sizes."""
+    return name.endswith(("_vl", "_vl_moe")) or name.startswith("gemma4")
+
+
+def padded_patches(patches: Any, grids: Any) -> dict[str, Any]:
+    """The patches as Gemma 4 takes them: row by row with positions (x, y), each image padded to the longest."""
+    import torch
+
+    counts, longest = grids.prod(1).tolist(), int(grids.prod(1).max())
+    values, places = torch.zeros((len(counts), longest, patches.shape[1])), -torch.ones((len(counts), longest, 2))
+    for index, (image, (_, rows, columns)) in enumerate(zip(patches.split(counts), grids.tolist(), strict=True)):
+        squares = image.reshape(rows // 2, columns // 2, 2, 2, 3, 4, 4).permute(0, 2, 1, 3, 5, 6, 4)
+        values[index, : len(image)] = squares.reshape(len(image), -1)
+        at = torch.cartesian_prod(torch.arange(rows), torch.arange(columns)).flip(-1)
+        places[index, : len(image)] = at.float()
+    return {"pixel_values": values, "image_position_ids": places.long()}
+
+
 def media_prompt(name: str, size: int) -> list[int]:
     """A prompt with placeholders for this many images or sounds of `encoder_input`."""
-    if name.endswith(("_vl", "_vl_moe")):
+    if reads_patches(name):
         rows = [height * width // 4 for _, height, width in _GRIDS[:size]]
     elif name == "qwen2_audio":
         rows = [((frames - 1) // 2 + 1 - 2) // 2 + 1 for frames in _FRAMES[:size]]
@@ -328,7 +390,15 @@ def encoder_greedy(model: Any, prompt: list[int], count: int, **inputs: Any) -> 
     name = "decoder_input_ids" if model.config.is_encoder_decoder else "input_ids"
     given = {key: torch.as_tensor(value) for key, value in inputs.items()}
     rows, tokens, kind = [], list(prompt), model.config.model_type
-    kinds = "token_type_ids" if kind == "gemma3" else "mm_token_type_ids" if "image_grid_thw" in given else None
+    if kind == "gemma4" and given:
+        given = padded_patches(given["pixel_values"], given["image_grid_thw"])
+    kinds = (
+        "token_type_ids"
+        if kind == "gemma3"
+        else "mm_token_type_ids"
+        if given.keys() & {"image_grid_thw", "image_position_ids"}
+        else None
+    )
     with torch.no_grad():
         if model.config.is_encoder_decoder:
             given = {"encoder_outputs": model.get_encoder()(*given.values())}

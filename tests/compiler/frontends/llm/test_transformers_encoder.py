@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import wave
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,6 +28,7 @@ from tests.compiler.frontends.llm.encoder_models import (
     encoder_greedy,
     encoder_input,
     media_prompt,
+    padded_patches,
     save_encoder_model,
 )
 from tests.compiler.serving.server import Running, serving
@@ -44,7 +46,7 @@ class _GrowingFunction(NamedTuple):
 
 def _made(name: str, folder: Path) -> _GrowingFunction:
     reference = save_encoder_model(name, folder)
-    module = compiler.compile(folder, threads=1)
+    module = compiler.compile(folder, threads=1, images=name.startswith("gemma4"))
     module.export(folder / f"{name}.twm")
     return _GrowingFunction(reference, LanguageModel(module), folder / f"{name}.twm")
 
@@ -150,7 +152,18 @@ def test_images_stand_where_their_tokens_do(smolvlm: _GrowingFunction) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["qwen2_5_vl", "qwen3_vl", "qwen2_audio", "qwen2_vl", "qwen3_vl_moe", "internvl", "voxtral"]
+    "name",
+    [
+        "qwen2_5_vl",
+        "qwen3_vl",
+        "qwen2_audio",
+        "qwen2_vl",
+        "qwen3_vl_moe",
+        "internvl",
+        "voxtral",
+        "gemma4",
+        "gemma4_mixture",
+    ],
 )
 def test_rows_of_images_and_sounds_take_the_places_of_tokens(name: str, tmp_path: Path) -> None:
     made, random = _made(name, tmp_path), np.random.default_rng(1)
@@ -242,6 +255,40 @@ def test_patches_and_canvases_are_those_of_the_processors_of_transformers(
     pixels, texts = prepared_images(pictures, preparation)
     np.testing.assert_allclose(pixels, wanted["pixel_values"], atol=1e-5)
     assert texts == [f"<img>{'<image>' * 4 * int(tiles)}</img>" for tiles in wanted["num_patches"]]
+
+
+@pytest.mark.parametrize("shape", [(16, 32), (70, 23), (9, 500), (500, 9)])
+def test_images_fill_the_area_that_gemma_4_reads(shape: tuple[int, int], tmp_path: Path) -> None:
+    import torch
+    from transformers.models.gemma4.image_processing_pil_gemma4 import Gemma4ImageProcessorPil
+
+    processor = Gemma4ImageProcessorPil(patch_size=4, pooling_kernel_size=2, max_soft_tokens=70)
+    processor.save_pretrained(tmp_path)
+    preparation = read_images(tmp_path, "gemma4", 1, "<image>", ("<a>", "<z>"))
+    assert preparation is not None
+    assert preparation.patches is not None
+    pictures = [_picture(2, *shape), _picture(3, 40, 40)]
+    wanted = processor(pictures, return_tensors="np")
+    found, texts = prepared_patches(pictures, preparation, preparation.patches)
+    padded = padded_patches(*map(torch.from_numpy, found.values()))
+    for name, values in padded.items():
+        longest = values.shape[1]
+        np.testing.assert_allclose(values, wanted[name][:, :longest], atol=1e-5)
+    assert texts == [f"<a>{'<image>' * int(count)}<z>" for count in wanted["num_soft_tokens_per_image"]]
+
+
+def test_encoders_of_images_are_compiled_on_request(tmp_path: Path) -> None:
+    save_encoder_model("gemma4", tmp_path / "gemma4")
+    with pytest.warns(UserWarning, match="see the option `images`"):
+        model = LanguageModel(compiler.compile(tmp_path / "gemma4", threads=1))
+    with pytest.raises(InputError, match="the model has no encoder"):
+        model.generate([5, 6], inputs=encoder_input("gemma4", np.random.default_rng(0), 1), max_new_tokens=2)
+    config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(OptionError, match="images=True is for folders of models that read images"):
+        compiler.compile(tmp_path, images=True)
+    with pytest.raises(OptionError, match="images=True is for language models"):
+        compiler.compile(np.zeros(3), images=True)
 
 
 def test_long_sounds_are_read_in_parts(tmp_path: Path) -> None:
