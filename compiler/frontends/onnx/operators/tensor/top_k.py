@@ -94,6 +94,8 @@ _RANKED = 64  # items of a row that are ranked: each is compared with every othe
 _SHORT = 32  # the same if k is at most a `_FEWER`th of them
 _FEWER = 8
 _MASKED = 32  # items of a row that are compared at once, one bit each
+_SAMPLED = 16  # vectors of a row whose maxima tell how large a result is at least
+_ONE, _NONE = tirx.const(1, "int32"), tirx.const(0, "int32")
 _PACKED = 8  # keys with positions per vector
 _KEYS = ("float32", "float16", "bfloat16", "int32", "int16", "int8", "uint16", "uint8")  # with 32-bit keys
 
@@ -252,12 +254,11 @@ def _scanned_positions(data: te.Tensor, k: int, *, descending: bool) -> te.Tenso
             items_of_row = count + int64(k * _ITEMS_OF_CANDIDATE // 4)
             with shared_tasks(rows, rows * items_of_row, _WORTH_THREADS) as row:
                 scan = _Scan(source, row * count, k, descending)
-                with T.serial(0, int64(k)) as i, T.seq_scope():
-                    scan.insert(i)
-                blocks = tirx.floordiv(count - int64(k), int64(_MASKED))
+                begin = scan.start(count)
+                blocks = tirx.floordiv(count - begin, int64(_MASKED))
                 with T.serial(0, blocks) as block, T.seq_scope():
-                    scan.visit(int64(k) + block * int64(_MASKED))
-                done = int64(k) + blocks * int64(_MASKED)
+                    scan.visit(begin + block * int64(_MASKED))
+                done = begin + blocks * int64(_MASKED)
                 with T.serial(0, count - done) as i, T.seq_scope():
                     scan.insert_if_before(done + i)
                 with T.serial(0, int64(k)) as i:
@@ -279,7 +280,10 @@ class _Scan:
         self._entry, self._mask, self._count, self._position = (
             FlatBuffer(T.alloc_buffer([1], "int64", scope="local")) for _ in range(4)
         )
-        self._found = FlatBuffer(T.alloc_buffer([_LANES], "int32", scope="local"))
+        self._found, self._maxima, self._greater = (
+            FlatBuffer(T.alloc_buffer([_LANES], "int32", scope="local")) for _ in range(3)
+        )
+        self._floor = FlatBuffer(T.alloc_buffer([1], "int32", scope="local"))
         self._best[int64(0)] = tirx.max_value("int64")
         with T.serial(0, int64(size - 1)) as i:
             self._best[i + 1] = tirx.min_value("int64")
@@ -287,10 +291,44 @@ class _Scan:
     def position(self, i: Expr) -> Expr:
         return tirx.bitwise_and(tirx.bitwise_not(self._best[i + 1]), int64(0xFFFFFFFF))
 
-    def insert(self, position: Expr) -> None:
+    def start(self, count: Expr) -> Expr:
+        """Find a key that at least k items reach, or insert the first k items if k is larger than a vector.
+
+        Returns the first position to visit.
+        """
+        self._floor[int64(0)] = tirx.min_value("int32")
+        if self._k > _LANES:
+            with T.serial(0, int64(self._k)) as i, T.seq_scope():
+                self._insert(i)
+            return int64(self._k)
+        with T.vectorized(0, int64(_LANES)) as lane:
+            self._maxima[lane] = tirx.min_value("int32")
+            self._greater[lane] = tirx.const(0, "int32")
+        sampled = tirx.min(tirx.floordiv(count, int64(_LANES)), int64(_SAMPLED))
+        with T.serial(0, sampled) as block, T.vectorized(0, int64(_LANES)) as lane:
+            key = self._key_at(block * int64(_LANES) + lane)
+            self._maxima[lane] = tirx.max(self._maxima[lane], key)
+        # The k-th largest of the maxima, each of other items: the least one below fewer than k.
+        for other in range(_LANES):
+            with T.vectorized(0, int64(_LANES)) as lane:
+                is_below = self._maxima[lane] < self._maxima[int64(other)]
+                self._greater[lane] = self._greater[lane] + tirx.Select(is_below, _ONE, _NONE)
+        with T.vectorized(0, int64(_LANES)) as lane:
+            is_high = self._greater[lane] < tirx.const(self._k, "int32")
+            self._maxima[lane] = tirx.Select(is_high, self._maxima[lane], tirx.max_value("int32"))
+        self._floor[int64(0)] = reduce(tirx.min, (self._maxima[int64(lane)] for lane in range(_LANES)))
+        return int64(0)
+
+    def _insert(self, position: Expr) -> None:
         """Move an item to its position in one pass over vectors, from the last; the last item is dropped."""
-        key = tirx.Cast("int64", _key(self._source, self._begin + position, descending=self._descending))
+        self._put_entry(position)
+        self._move_entry()
+
+    def _put_entry(self, position: Expr) -> None:
+        key = tirx.Cast("int64", self._key_at(position))
         self._entry[int64(0)] = tirx.bitwise_or(key << int64(32), int64(0xFFFFFFFF) - position)
+
+    def _move_entry(self) -> None:
         for number in reversed(range(self._vectors)):
             # All lanes are read before the first is written, even without vectors: they overlap.
             with T.vectorized(0, int64(_PACKED)) as lane:
@@ -301,9 +339,9 @@ class _Scan:
                 self._best[int64(number * _PACKED + 1) + lane] = self._moved[lane]
 
     def insert_if_before(self, position: Expr) -> None:
-        key = _key(self._source, self._begin + position, descending=self._descending)
-        with T.If(key > self._last_key()), T.Then(), T.seq_scope():
-            self.insert(position)
+        self._put_entry(position)
+        with T.If(self._entry[int64(0)] > self._best[int64(self._k)]), T.Then(), T.seq_scope():
+            self._move_entry()
 
     def visit(self, start: Expr) -> None:
         """Insert a block's items that come before the last of the best, which rises meanwhile."""
@@ -311,8 +349,7 @@ class _Scan:
         with T.vectorized(0, int64(_LANES)) as lane:
             bits = []
             for number in range(_MASKED // _LANES):
-                index = self._begin + (start + int64(number * _LANES) + lane)
-                is_before = _key(self._source, index, descending=self._descending) > self._last_key()
+                is_before = self._key_at(start + int64(number * _LANES) + lane) >= self._least()
                 bit = tirx.const(1, "int32") << tirx.Cast("int32", lane + number * _LANES)
                 bits.append(tirx.Select(is_before, bit, tirx.const(0, "int32")))
             self._found[lane] = reduce(tirx.bitwise_or, bits)
@@ -325,8 +362,19 @@ class _Scan:
                 self.insert_if_before(start + self._position[first])
                 mask[first] = tirx.bitwise_and(mask[first], mask[first] - 1)
 
-    def _last_key(self) -> Expr:
-        return tirx.Cast("int32", self._best[int64(self._k)] >> int64(32))
+    def _key_at(self, position: Expr) -> Expr:
+        return _key(self._source, self._begin + position, descending=self._descending)
+
+    def _least(self) -> Expr:
+        """Return the least key of an item that may come before the last of the best.
+
+        Behind the largest key the sum wraps around; items are then compared one by one.
+        """
+        last = self._best[int64(self._k)]
+        after = tirx.Cast("int32", last >> int64(32)) + _ONE
+        return tirx.max(
+            self._floor[int64(0)], tirx.Select(last == tirx.min_value("int64"), self._floor[int64(0)], after)
+        )
 
 
 def _set_ones(count: Buffer, bits: Expr) -> None:

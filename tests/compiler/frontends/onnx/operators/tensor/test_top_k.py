@@ -77,6 +77,34 @@ def test_tasks_that_threads_share(shape: tuple[int, ...], k: int, largest: bool)
     np.testing.assert_array_equal(outputs["values"], np.take_along_axis(x, positions, axis=1))
 
 
+_EXTREMES = {
+    "float32": np.array([-np.inf, -1.0, -0.0, 0.0, 2.0, np.inf, np.nan], "float32"),
+    "int32": np.array([-(1 << 31), -1, 0, 1, (1 << 31) - 1], "int32"),
+}
+
+
+@pytest.mark.parametrize("k", [1, 8, 16, 17])
+@pytest.mark.parametrize("dtype", _EXTREMES)
+@pytest.mark.parametrize("largest", [True, False], ids=["largest", "smallest"])
+def test_rows_of_extreme_values(k: int, dtype: str, largest: bool) -> None:
+    kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    node = helper.make_node("TopK", ["x", "k"], ["values", "positions"], largest=int(largest))
+    results = [helper.make_tensor_value_info("positions", TensorProto.INT64, None)]
+    given = [helper.make_tensor_value_info("x", kind, ["rows", "n"])]
+    count = helper.make_tensor("k", TensorProto.INT64, [1], [k])
+    graph = helper.make_graph([node], "top_k", given, results, [count])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    module = compiler.compile(model, records=False)
+    random = np.random.default_rng(k)
+    for length in (k, 18, 31, 33, 64, 100, 700):
+        rows = [random.choice(random.choice(_EXTREMES[dtype], 2), length) for _ in range(20)]
+        x = np.array([*rows, *random.choice(_EXTREMES[dtype], (20, length))])
+        missing = np.isnan(x)
+        ranks = np.where(missing, 0, x).astype("float64") * (-1 if largest else 1)
+        order = [np.lexsort((row, first)) for row, first in zip(ranks, missing != largest, strict=True)]
+        np.testing.assert_array_equal(module.run({"x": x})["positions"], np.array(order)[:, :k])
+
+
 def test_rows_of_unknown_length_are_shared(top_k: tuple[Module, bool]) -> None:
     module, largest = top_k
     x = np.random.default_rng(0).standard_normal((9, 3001)).astype("float32")
