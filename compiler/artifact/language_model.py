@@ -65,11 +65,13 @@ class ImagePreparation(Record, frozen=True, kw_only=True):
         text: represents one row of an image.
         place: represents an image in a text; "" for `text`.
         before, after: texts around the rows of an image that is not split.
+        between: text after each line of an image's rows but the last, for images in patches; "" for none.
         rows: number of rows per image or tile; for images in patches, it depends on their size.
         height, width: size of the encoder's input: an image, a tile or a patch.
         shortest: the shorter side is resized to this length and the center is cropped; None: the whole image is resized
             to fit.
-        longest: the longer side is resized to this length first; None: it is not.
+        longest: the longer side is resized to this length first (for images in patches: if it is longer, and sides are
+            rounded up); None: it is not.
         splits: the image is split into tiles, which precede the whole image.
         canvas: minimum and maximum number of tiles into which an image is split, by the grid whose aspect ratio is
             nearest to its own; the whole image follows the tiles. None: it is not split.
@@ -83,6 +85,7 @@ class ImagePreparation(Record, frozen=True, kw_only=True):
     place: str = ""
     before: str = ""
     after: str = ""
+    between: str = ""
     rows: Size
     height: Size
     width: Size

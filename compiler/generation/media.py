@@ -110,13 +110,16 @@ def prepared_patches(
     for image in images:
         read = read_image(image)
         size = _in_area(read.width, read.height, side * merge, patches)
+        if preparation.longest is not None:
+            size = _within(read.width, read.height, side * merge, preparation.longest)
         values = _normalized(read.resize(size, preparation.resample), preparation)
         columns, rows = size[0] // side, size[1] // side
         cells = values.reshape(len(values), rows // merge, merge, side, columns // merge, merge, side)
         cells = cells.transpose(1, 4, 2, 5, 0, 3, 6)[..., None, :, :].repeat(patches.frames, -3)
         found.append(cells.reshape(rows * columns, -1))
         grids.append((1, rows, columns))
-        texts.append(f"{preparation.before}{preparation.text * (rows * columns // merge**2)}{preparation.after}")
+        lines = [preparation.text * (columns // merge)] * (rows // merge)
+        texts.append(f"{preparation.before}{preparation.between.join(lines)}{preparation.after}")
     return {"pixel_values": np.concatenate(found), "image_grid_thw": np.array(grids, np.int64)}, texts
 
 
@@ -134,6 +137,13 @@ def _in_area(width: int, height: int, side: int, patches: PatchPreparation) -> t
         factor = math.sqrt(patches.least / (width * height))
         across, down = (math.ceil(each * factor / side) * side for each in (width, height))
     return across, down
+
+
+def _within(width: int, height: int, side: int, longest: int) -> tuple[int, int]:
+    """Return sizes near those of an image, at most `longest`, rounded up to multiples of `side`."""
+    ratio = max(1.0, width / longest, height / longest)
+    across, down = (-(-math.floor(each / ratio) // side) * side for each in (width, height))
+    return max(side, across), max(side, down)
 
 
 def _filling(width: int, height: int, side: int, most: int) -> tuple[int, int]:

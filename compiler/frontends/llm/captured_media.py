@@ -84,7 +84,7 @@ class Patches(MediaEncoder):
     def example(self) -> tuple[dict[str, Tensor], dict[str, dict[int, Any]]]:
         """See `MediaEncoder`."""
         vision = self.model.config.vision_config
-        merge = _merge(vision)
+        merge = _merge(self.model.config)
         grids = torch.tensor([[1, 2 * merge, 4 * merge], [1, 6 * merge, 2 * merge]])
         frames, channels = getattr(vision, "temporal_patch_size", 1), getattr(vision, "in_channels", 3)
         values = channels * frames * vision.patch_size**2
@@ -281,7 +281,7 @@ def _gemma_rows(model: Any, images: Tensor) -> Outputs:
 def _gemma4_rows(model: Any, pixels: Tensor, grids: Tensor) -> Outputs:
     """Rows of Gemma 4: means of squares of patches, with attention within images."""
     tower = model.model.vision_tower
-    patches = _PatchPositions(grids, pixels.shape[0], _merge(tower.config))
+    patches = _PatchPositions(grids, pixels.shape[0], _merge(model.config))
     embedder, side = tower.patch_embedder, tower.config.patch_size
     # In the table of learned positions; callers may pass any grids.
     places = patches.coordinates.flip(-1)[None].clamp(0, embedder.position_embedding_size - 1)  # (x, y)
@@ -297,9 +297,28 @@ def _gemma4_rows(model: Any, pixels: Tensor, grids: Tensor) -> Outputs:
     return {FEATURES: model.model.embed_vision(pooled)}
 
 
-def _merge(vision: Any) -> int:
+def _mistral_rows(model: Any, pixels: Tensor, grids: Tensor) -> Outputs:
+    """Rows of Mistral 3 (Pixtral's encoder): merged squares of patches, with attention within images."""
+    tower, projector, config = model.model.vision_tower, model.model.multi_modal_projector, model.config
+    patches = _PatchPositions(grids, pixels.shape[0], _merge(config))
+    hidden = tower.ln_pre(pixels @ tower.patch_conv.weight.flatten(1).T)[None]
+    mask = (patches.frames[:, None] == patches.frames[None])[None, None]
+    rotations = tower.patch_positional_embedding(hidden, patches.coordinates)
+    states = [hidden]
+    for layer in tower.transformer.layers:
+        states.append(layer(states[-1], mask, position_embeddings=rotations))
+    layers = config.vision_feature_layer
+    chosen = [states[layer] for layer in ([layers] if isinstance(layers, int) else layers)]
+    normalized = projector.norm(torch.cat(chosen, -1))
+    squares = normalized.reshape(-1, patches.unit, normalized.shape[-1]).transpose(1, 2).flatten(1)
+    merged = projector.patch_merger.merging_layer(squares)
+    return {FEATURES: projector.linear_2(projector.act(projector.linear_1(merged)))}
+
+
+def _merge(config: Any) -> int:
     """Return the side of the square of patches that make one row."""
-    return int(getattr(vision, "spatial_merge_size", None) or vision.pooling_kernel_size)
+    vision, name = config.vision_config, "spatial_merge_size"
+    return int(getattr(config, name, None) or getattr(vision, name, None) or vision.pooling_kernel_size)
 
 
 def _idefics_rows(model: Any, images: Tensor) -> Outputs:
@@ -427,6 +446,7 @@ MEDIA_MODELS: Mapping[str, MediaModel] = {
     "idefics3": MediaModel(reads=ImagesOfTexts, rows=_idefics_rows, text="text_model"),
     "internvl": MediaModel(reads=Images, rows=_intern_rows),
     "llava": MediaModel(reads=Images, rows=_llava_rows),
+    "mistral3": MediaModel(reads=Patches, rows=_mistral_rows),
     "qwen2_5_vl": _QWEN,
     "qwen2_audio": MediaModel(reads=MaskedSounds, rows=_qwen_audio_rows, token="audio_token_id"),
     "qwen2_vl": _QWEN,

@@ -65,6 +65,8 @@ def read_images(
     if not all(values.get(each, True) for each in ("do_resize", "do_rescale")):
         return None
     family = "qwen" if kind.startswith("qwen") else kind
+    if kind == "mistral3":
+        values = _with_merged_patches(folder, values)
     layout, resample, (mean, std) = _KINDS.get(family, _KINDS["idefics3"])
     normalizes = values.get("do_normalize", True)
     description = layout(values)
@@ -148,6 +150,29 @@ def _in_filled_area(values: dict[str, Any]) -> dict[str, Any]:
     return {"height": side, "width": side, "patches": patches}
 
 
+def _in_lines(values: dict[str, Any]) -> dict[str, Any]:
+    """Patches of an image with a limited longer side, with a text after each line of rows."""
+    side = _side(values.get("patch_size"), "height", 16)
+    patches = {"merge": values["merge_size"], "frames": 1, "least": 1, "most": 1 << 32}
+    longest = _side(values.get("size"), "longest_edge", 1024)
+    texts = {"between": values["image_break_token"], "after": values["image_end_token"]}
+    return {"height": side, "width": side, "longest": longest, "patches": patches, **texts}
+
+
+def _with_merged_patches(folder: Path, values: dict[str, Any]) -> dict[str, Any]:
+    """The settings with the sizes of the model's encoder and the texts of processor_config.json."""
+    config = read_json(folder / "config.json")
+    vision = config.get("vision_config")
+    processor = read_json(folder / _FILES[1]) if (folder / _FILES[1]).exists() else {}
+    texts = {"image_break_token": "[IMG_BREAK]", "image_end_token": "[IMG_END]"}
+    return {
+        **values,
+        **{name: processor.get(name, default) for name, default in texts.items()},
+        "patch_size": vision.get("patch_size", 14) if isinstance(vision, dict) else 14,
+        "merge_size": config.get("spatial_merge_size", 2),
+    }
+
+
 # By model type: the image layout, Pillow's filter, and the channels' default means and deviations.
 _KINDS: dict[str, tuple[Callable[[dict[str, Any]], dict[str, Any] | None], int, tuple[tuple[float, ...], ...]]] = {
     "llava": (_cropped, _BICUBIC, _CLIP),
@@ -155,6 +180,7 @@ _KINDS: dict[str, tuple[Callable[[dict[str, Any]], dict[str, Any] | None], int, 
     "gemma4": (_in_filled_area, _BICUBIC, _UNCHANGED),
     "internvl": (_on_canvas, _BICUBIC, _CLIP),
     "qwen": (_in_patches, _BICUBIC, _CLIP),
+    "mistral3": (_in_lines, _BICUBIC, _CLIP),
     "idefics3": (_in_tiles, _LANCZOS, _HALVES),
 }
 

@@ -199,6 +199,17 @@ def _gemma4_mixture(positions: int) -> dict[str, Any]:
     return _gemma4(positions, **mixture, **plain)
 
 
+def _mistral3(positions: int) -> dict[str, Any]:
+    """Images of all sizes, with a token after each line of rows."""
+    vision = {**_VISION, "model_type": "pixtral", "patch_size": 4, "image_size": 64, "head_dim": 12}
+    return {
+        "vision_config": {**vision, "num_hidden_layers": 2},
+        "text_config": {**_TEXT, "model_type": "mistral", "head_dim": 8, "max_position_embeddings": positions},
+        "image_token_index": 258,
+        "tie_word_embeddings": False,
+    }
+
+
 def _patches(kind: str, positions: int, vision: dict[str, Any], **text: Any) -> dict[str, Any]:
     """Models with patch inputs: images of all sizes, and positions in three dimensions."""
     sections = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]}
@@ -285,6 +296,7 @@ ENCODER_MODELS = {
     "gemma4": EncoderModel("Gemma4", _gemma4, "pixel_values"),
     "gemma4_mixture": EncoderModel("Gemma4", _gemma4_mixture, "pixel_values"),
     "internvl": EncoderModel("InternVL", _internvl, "pixel_values"),
+    "mistral3": EncoderModel("Mistral3", _mistral3, "pixel_values"),
     "qwen2_vl": EncoderModel("Qwen2VL", _qwen2_vl, "pixel_values"),
     "qwen2_5_vl": EncoderModel("Qwen2_5_VL", _qwen2_5_vl, "pixel_values"),
     "qwen3_vl": EncoderModel("Qwen3VL", _qwen3_vl, "pixel_values"),
@@ -323,6 +335,7 @@ def save_encoder_model(name: str, folder: Path, positions: int = 96) -> Any:
         "idefics3": {"size": {"longest_edge": 32}, "max_image_size": {"longest_edge": 16}},
         "gemma3": {"size": {"height": 16, "width": 16}},
         "internvl": {"size": {"height": 16, "width": 16}, "max_patches": 6},
+        "mistral3": {"patch_size": {"height": 8, "width": 8}, "size": {"longest_edge": 48}},
         **dict.fromkeys(["gemma4", "gemma4_mixture"], _FILLED),
         "qwen2_audio": {"feature_size": 8, "chunk_length": 1},
         "voxtral": {"feature_size": 8, "chunk_length": 1},
@@ -338,7 +351,7 @@ def encoder_input(name: str, random: np.random.Generator, size: int = 12) -> dic
     made = ENCODER_MODELS[name]
     if reads_patches(name):
         grids = np.array(_GRIDS[:size])
-        frames = 1 if name.startswith("gemma4") else 2
+        frames = 2 if "_vl" in name else 1
         patches = random.standard_normal((grids.prod(1).sum(), 3 * frames * 4 * 4)).astype(np.float32)
         return {made.reads: patches, "image_grid_thw": grids}
     if name in ("qwen2_audio", "voxtral"):
@@ -355,21 +368,37 @@ def encoder_input(name: str, random: np.random.Generator, size: int = 12) -> dic
 
 def reads_patches(name: str) -> bool:
     """True for encoders of images of all sizes."""
-    return name.endswith(("_vl", "_vl_moe")) or name.startswith("gemma4")
+    return name.endswith(("_vl", "_vl_moe")) or name.startswith(("gemma4", "mistral3"))
 
 
-def padded_patches(patches: Any, grids: Any) -> dict[str, Any]:
+def padded_patches(pixel_values: Any, image_grid_thw: Any) -> dict[str, Any]:
     """The patches as Gemma 4 takes them: row by row with positions (x, y), each image padded to the longest."""
     import torch
 
-    counts, longest = grids.prod(1).tolist(), int(grids.prod(1).max())
-    values, places = torch.zeros((len(counts), longest, patches.shape[1])), -torch.ones((len(counts), longest, 2))
-    for index, (image, (_, rows, columns)) in enumerate(zip(patches.split(counts), grids.tolist(), strict=True)):
+    counts, longest = image_grid_thw.prod(1).tolist(), int(image_grid_thw.prod(1).max())
+    values, places = torch.zeros((len(counts), longest, pixel_values.shape[1])), -torch.ones((len(counts), longest, 2))
+    for index, (image, (_, rows, columns)) in enumerate(
+        zip(pixel_values.split(counts), image_grid_thw.tolist(), strict=True)
+    ):
         squares = image.reshape(rows // 2, columns // 2, 2, 2, 3, 4, 4).permute(0, 2, 1, 3, 5, 6, 4)
         values[index, : len(image)] = squares.reshape(len(image), -1)
         at = torch.cartesian_prod(torch.arange(rows), torch.arange(columns)).flip(-1)
         places[index, : len(image)] = at.float()
     return {"pixel_values": values, "image_position_ids": places.long()}
+
+
+def images_of_patches(pixel_values: Any, image_grid_thw: Any) -> dict[str, Any]:
+    """The images as Mistral 3 takes them: pixels padded to the largest, with sizes."""
+    import torch
+
+    counts, (_, down, across) = image_grid_thw.prod(1).tolist(), (4 * image_grid_thw.max(0).values).tolist()
+    pixels = torch.zeros((len(counts), 3, down, across))
+    for index, (image, (_, rows, columns)) in enumerate(
+        zip(pixel_values.split(counts), image_grid_thw.tolist(), strict=True)
+    ):
+        squares = image.reshape(rows // 2, columns // 2, 2, 2, 3, 4, 4).permute(4, 0, 2, 5, 1, 3, 6)
+        pixels[index, :, : 4 * rows, : 4 * columns] = squares.reshape(3, 4 * rows, 4 * columns)
+    return {"pixel_values": pixels, "image_sizes": 4 * image_grid_thw[:, 1:]}
 
 
 def media_prompt(name: str, size: int) -> list[int]:
@@ -391,7 +420,9 @@ def encoder_greedy(model: Any, prompt: list[int], count: int, **inputs: Any) -> 
     given = {key: torch.as_tensor(value) for key, value in inputs.items()}
     rows, tokens, kind = [], list(prompt), model.config.model_type
     if kind == "gemma4" and given:
-        given = padded_patches(given["pixel_values"], given["image_grid_thw"])
+        given = padded_patches(**given)
+    if kind == "mistral3" and given:
+        given = images_of_patches(**given)
     kinds = (
         "token_type_ids"
         if kind == "gemma3"

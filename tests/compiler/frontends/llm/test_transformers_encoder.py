@@ -27,6 +27,7 @@ from tests.compiler.frontends.llm.encoder_models import (
     START,
     encoder_greedy,
     encoder_input,
+    images_of_patches,
     media_prompt,
     padded_patches,
     save_encoder_model,
@@ -46,7 +47,7 @@ class _GrowingFunction(NamedTuple):
 
 def _made(name: str, folder: Path) -> _GrowingFunction:
     reference = save_encoder_model(name, folder)
-    module = compiler.compile(folder, threads=1, images=name.startswith("gemma4"))
+    module = compiler.compile(folder, threads=1, images=name.startswith(("gemma4", "mistral3")))
     module.export(folder / f"{name}.twm")
     return _GrowingFunction(reference, LanguageModel(module), folder / f"{name}.twm")
 
@@ -163,6 +164,7 @@ def test_images_stand_where_their_tokens_do(smolvlm: _GrowingFunction) -> None:
         "voxtral",
         "gemma4",
         "gemma4_mixture",
+        "mistral3",
     ],
 )
 def test_rows_of_images_and_sounds_take_the_places_of_tokens(name: str, tmp_path: Path) -> None:
@@ -270,11 +272,32 @@ def test_images_fill_the_area_that_gemma_4_reads(shape: tuple[int, int], tmp_pat
     pictures = [_picture(2, *shape), _picture(3, 40, 40)]
     wanted = processor(pictures, return_tensors="np")
     found, texts = prepared_patches(pictures, preparation, preparation.patches)
-    padded = padded_patches(*map(torch.from_numpy, found.values()))
+    padded = padded_patches(**{key: torch.from_numpy(each) for key, each in found.items()})
     for name, values in padded.items():
         longest = values.shape[1]
         np.testing.assert_allclose(values, wanted[name][:, :longest], atol=1e-5)
     assert texts == [f"<a>{'<image>' * int(count)}<z>" for count in wanted["num_soft_tokens_per_image"]]
+
+
+@pytest.mark.parametrize("shape", [(16, 32), (70, 23), (20, 400), (49, 48)])
+def test_images_keep_their_size_up_to_the_longest_side_of_mistral_3(shape: tuple[int, int], tmp_path: Path) -> None:
+    import torch
+    from transformers.models.pixtral.image_processing_pil_pixtral import PixtralImageProcessorPil
+
+    processor = PixtralImageProcessorPil(patch_size={"height": 8, "width": 8}, size={"longest_edge": 48})
+    processor.save_pretrained(tmp_path)
+    config = {"spatial_merge_size": 2, "vision_config": {"patch_size": 4}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    preparation = read_images(tmp_path, "mistral3", 1, "<image>")
+    assert preparation is not None
+    assert preparation.patches is not None
+    pictures = [_picture(2, *shape), _picture(3, 40, 40)]
+    wanted = processor(pictures, return_tensors="np")
+    found, texts = prepared_patches(pictures, preparation, preparation.patches)
+    for name, values in images_of_patches(**{key: torch.from_numpy(each) for key, each in found.items()}).items():
+        np.testing.assert_allclose(values, wanted[name], atol=1e-5)
+    lines = [["<image>" * (width // 8)] * (height // 8) for height, width in wanted["image_sizes"]]
+    assert texts == ["[IMG_BREAK]".join(each) + "[IMG_END]" for each in lines]
 
 
 def test_encoders_of_images_are_compiled_on_request(tmp_path: Path) -> None:
