@@ -281,6 +281,7 @@ def split_axis(stage: Stage, position: int, factor: int) -> list[Stage]:
 
 _MAX_PIECES = 27
 _MAX_REMAINDERS = 4
+_MAX_TERMS = 32  # of a size at which a loop is cut: every index of the parts repeats it
 _COMPARISONS = (tirx.LT, tirx.LE, tirx.GT, tirx.GE, tirx.EQ, tirx.NE)
 
 
@@ -423,7 +424,7 @@ def _switch(stage: Stage, position: int) -> _Switch | None:
     for node in [*_in_conditions(stage, *_REVERSED), *compared, *limits]:
         difference = node.a - node.b
         factor = coefficient_of(difference, var)
-        if factor not in (1, -1):
+        if factor not in (1, -1) or len(nodes(difference, tirx.Add, tirx.Sub, tirx.Min, tirx.Max)) > _MAX_TERMS:
             continue
         rest = tvm.sym.Analyzer().simplify(substitute(difference, {var: index(0, str(var.ty))}))
         if buffers_loaded(rest) or any(uses(rest, axis.var) for axis in stage.axes):

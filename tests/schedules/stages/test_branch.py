@@ -141,3 +141,35 @@ def test_a_size_that_other_loops_decide_is_no_cut() -> None:
     [(_, function)] = kernels_of(lowered(build, DYNAMIC, AVX512))
     (piece,) = split_branches(Kernel.of(function).simple_stages[0])
     assert has_branch(piece.body)
+
+
+def test_loops_are_not_cut_at_sums_of_many_sizes() -> None:
+    """Each index of each part would repeat them (the boxes of 90 classes, concatenated by eight)."""
+    groups, terms = 9, 8
+
+    def compute(x: Any) -> Any:
+        lengths = [tirx.min(x.shape[0], tirx.const(count, "int64")) for count in range(1, groups * terms + 1)]
+        ends = [sum(lengths[1:end], lengths[0]) for end in range(terms, groups * terms + 1, terms)]
+
+        def element(i: Any) -> Any:
+            chosen = x[0]
+            for number, end in reversed(list(enumerate(ends[:-1]))):
+                begin = ends[number - 1] if number else tirx.const(0, "int64")
+                own = x[tirx.floormod(i - begin, x.shape[0])] + tirx.const(float(number), "float32")
+                chosen = tirx.if_then_else(i - end < 0, own, chosen)
+            return chosen
+
+        return te.compute((ends[-1],), element)
+
+    build: Build = lambda builder, x: builder.emit(builder.call_te(compute, x))  # noqa: E731
+    [(_, function)] = kernels_of(lowered(build, [((tirx.Var("n", "int64"),), "float32")], AVX512))
+    pieces = split_branches(Kernel.of(function).simple_stages[0])
+    assert len(pieces) == 3
+    mod, _ = scheduled(build, [((tirx.Var("n", "int64"),), "float32")], runnable()[-1])
+    machine = virtual_machine(mod, runnable()[-1])
+    for size in (1, 5, 100):
+        x = normal((size,))
+        lengths = np.minimum(size, np.arange(1, groups * terms + 1)).reshape(groups, terms).sum(1)
+        parts = [x[np.arange(length) % size] + number for number, length in enumerate(lengths[:-1])]
+        expected = np.concatenate([*parts, np.full(lengths[-1], x[0])])
+        np.testing.assert_array_equal(machine["main"](tvm.runtime.tensor(x)).numpy(), expected)
