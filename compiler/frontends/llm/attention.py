@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -35,11 +35,15 @@ class Positions:
         start: int64 (), number of earlier tokens; None for runs of several sequences.
         tokens: int64 (2, n), each token's position and the length of its sequence; None if `start` is known.
         sequences: int64 (sequences, 5), as for `cached_attention`; None if `start` is known.
+        coordinates: int64 (3, n), positions for rotations in time, height and width; None if they are all the same.
+        axis: maps a rotated pair to its row of `coordinates`.
     """
 
     start: Expr | None = None
     tokens: Expr | None = None
     sequences: Expr | None = None
+    coordinates: Expr | None = None
+    axis: Callable[[Expr], Expr] | None = None
 
     @property
     def operand(self) -> Expr:
@@ -113,16 +117,23 @@ def rotations(builder: relax.BlockBuilder, rope: Rope, position: Positions, leng
     frequencies = as_constant(np.asarray(rope.frequencies, np.float32))
     longer = as_constant(np.asarray(rope.long_frequencies or rope.frequencies, np.float32))
 
-    def compute(start: te.Tensor, short: te.Tensor, long: te.Tensor) -> te.Tensor:
+    def compute(start: te.Tensor, short: te.Tensor, long: te.Tensor, *coordinates: te.Tensor) -> te.Tensor:
+        def place(row: Expr, pair: Expr) -> Expr:
+            if position.axis is None:
+                return position.position(start, row)
+            return coordinates[0][position.axis(pair), row]
+
         def element(part: Expr, row: Expr, pair: Expr) -> Expr:
             frequency = _frequency(rope, short, long, position.length(start, row, length), pair)
-            angle = tirx.Cast("float32", position.position(start, row)) * frequency
+            angle = tirx.Cast("float32", place(row, pair)) * frequency
             factor = tirx.const(rope.factor, "float32")
             return tirx.Select(part == 0, tirx.cos(angle), tirx.sin(angle)) * factor
 
         return te.compute((2, length, short.shape[0]), element, name="rotations")
 
-    return builder.emit_te(compute, position.operand, frequencies, longer, primfunc_name_hint="rope_angles")
+    operands = [position.operand, frequencies, longer]
+    operands += [] if position.coordinates is None else [position.coordinates]
+    return builder.emit_te(compute, *operands, primfunc_name_hint="rope_angles")
 
 
 def _frequency(rope: Rope, short: te.Tensor, long: te.Tensor, total: Expr, pair: Expr) -> Expr:

@@ -9,7 +9,7 @@ replace no token.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -136,14 +136,14 @@ class MediaModel:
         reads: the inputs of its encoder.
         rows: maps the model and the encoder's inputs to outputs, each (images, rows per image, ...), or (rows, ...) for
             patches.
-        text: the part of the model that is the decoder.
+        text: the part of the model that is the decoder; None if it is built without PyTorch.
         token: the setting for the placeholder token of a row.
         arguments: additional arguments of the decoder, as `gemma3_arguments`; None for none.
     """
 
     reads: type[MediaEncoder]
     rows: Callable[..., Outputs]
-    text: str = "language_model"
+    text: str | None = "language_model"
     token: str = "image_token_id"
     arguments: Callable[[Any, Tensor, Tensor, Tensor, int], dict[str, Any]] | None = None
 
@@ -153,6 +153,7 @@ class MediaDecoder(torch.nn.Module):
 
     def __init__(self, model: Any, found: MediaModel, cache: Any) -> None:
         super().__init__()
+        assert found.text is not None
         self.model, self.text, self.found = model, getattr(model.model, found.text), found
         self.cache, self.token = cache, int(getattr(model.config, found.token))
         self.capacity = cache.layers[0].keys.shape[2]
@@ -440,16 +441,19 @@ def _within_segments(
 
 
 _QWEN = MediaModel(reads=Patches, rows=_qwen_rows)
+_QWEN_3_5 = replace(_QWEN, text=None)
 MEDIA_MODELS: Mapping[str, MediaModel] = {
     "gemma3": MediaModel(reads=Images, rows=_gemma_rows, arguments=gemma3_arguments),
     "gemma4": MediaModel(reads=Patches, rows=_gemma4_rows, arguments=_gemma4_arguments),
     "idefics3": MediaModel(reads=ImagesOfTexts, rows=_idefics_rows, text="text_model"),
     "internvl": MediaModel(reads=Images, rows=_intern_rows),
     "llava": MediaModel(reads=Images, rows=_llava_rows),
-    "mistral3": MediaModel(reads=Patches, rows=_mistral_rows),
+    "mistral3": MediaModel(reads=Patches, rows=_mistral_rows, text=None),
     "qwen2_5_vl": _QWEN,
     "qwen2_audio": MediaModel(reads=MaskedSounds, rows=_qwen_audio_rows, token="audio_token_id"),
     "qwen2_vl": _QWEN,
+    "qwen3_5": _QWEN_3_5,
+    "qwen3_5_moe": _QWEN_3_5,
     "qwen3_vl": _QWEN,
     "qwen3_vl_moe": _QWEN,
     "smolvlm": MediaModel(reads=ImagesOfTexts, rows=_idefics_rows, text="text_model"),

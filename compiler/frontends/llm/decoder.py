@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import tvm_ffi
 from tvm import relax, te, tirx
@@ -20,6 +20,7 @@ from compiler.frontends.llm.emitter import Emitter
 from compiler.frontends.llm.feed_forward import feed_forward, normed_feed_forward
 from compiler.frontends.llm.latent_attention import LatentAttention
 from compiler.frontends.llm.layer_inputs import layer_inputs, layer_update
+from compiler.frontends.llm.media_rows import MediaRows, mixed_rows
 from compiler.frontends.llm.mixers import TimeMixing
 from compiler.frontends.llm.options import LanguageModelOptions
 from compiler.frontends.llm.parameters import Parameters
@@ -46,7 +47,8 @@ class DecoderModule:
     rows of latent attention (1, 1, capacity, width), with scales float32 (1, key heads, capacity) for int8; that of a
     recurrent mixer is described in `compiler.frontends.llm.mixers`, in float32.
 
-    With adapters, `adapter` follows the position: int64 (), an adapter's number, 0 for none.
+    With adapters, `adapter` follows the position: int64 (), an adapter's number, 0 for none. With an encoder,
+    `MediaRows.inputs` follow.
 
     For several sequences, `main(tokens, positions, sequences, wanted, *states)`: `positions` and `sequences` as in
     `compiler.frontends.llm.attention.Positions`, `wanted` int64 (m,) the tokens whose logits (1, m, vocabulary) are
@@ -60,21 +62,27 @@ class DecoderModule:
     operands: tuple[int, ...] = ()
 
 
-def build_decoder(config: DecoderConfig, parameters: Parameters, options: LanguageModelOptions) -> DecoderModule:
-    """Build the module of a decoder.
+def build_decoder(
+    config: DecoderConfig, parameters: Parameters, options: LanguageModelOptions, media: MediaRows | None = None
+) -> DecoderModule:
+    """Build the module of a decoder; `media`: an encoder's rows that replace tokens.
 
     Raises:
         InvalidModelError: the checkpoint lacks a tensor, or one has the wrong shape.
         OptionError: the precision does not fit the checkpoint.
     """
-    return _Builder(config, parameters, options).build()
+    return _Builder(config, parameters, options, media).build()
 
 
 class _Builder(Emitter):
     """Builds one decoder."""
 
-    def __init__(self, config: DecoderConfig, parameters: Parameters, options: LanguageModelOptions) -> None:
+    def __init__(
+        self, config: DecoderConfig, parameters: Parameters, options: LanguageModelOptions, media: MediaRows | None
+    ) -> None:
         super().__init__(config, parameters, options)
+        self.media = media
+        self.media_inputs: list[Expr] = [] if media is None else list(media.variables())
         self.capacity, self.slots = tirx.Var(CAPACITY, "int64"), tirx.Var("slots", "int64")
         self.wanted: Expr | None = None
 
@@ -83,7 +91,7 @@ class _Builder(Emitter):
         builder = self.builder
         tokens = relax.Var(TOKENS, relax.TensorType([1, self.length], "int64"))
         position, positions = self._positions()
-        positions += self._adapter()
+        positions += [*self._adapter(), *self.media_inputs]
         embedding = self.parameters.embedding()
         dtype = self.options.cache_dtype(narrow=embedding.kind != "F32")
         rounds = self.options.rounds_attention(dtype, stored=embedding.kind)
@@ -176,7 +184,10 @@ class _Builder(Emitter):
     ) -> list[Expr]:
         config = self.config
         table = self.products.table(embedding)
-        x = embedded = self._embedded(table, tokens, position)
+        x = self._embedded(table, tokens, position)
+        if self.media is not None:
+            x, position = mixed_rows(self, self.media, tokens, x, position, self.media_inputs)
+        embedded = x
         ropes = self._rotations(position, self.length)
         bias = None if config.slopes is None else linear_biases(self.builder, config.slopes, self.capacity)
         inputs: list[Expr] = []
@@ -304,7 +315,11 @@ class _Builder(Emitter):
         """Return the positions of the tokens whose logits are returned; for several sequences, each token is a run."""
         if self.wanted is None:
             rows = row_numbers(self.builder, position, 0, self.length)
-            return Positions(self.builder.emit_te(_last_number, rows, primfunc_name_hint="last_position"))
+            last = Positions(self.builder.emit_te(_last_number, rows, primfunc_name_hint="last_position"))
+            if position.coordinates is None:
+                return last
+            kept = self.builder.emit_te(_last_column, position.coordinates, primfunc_name_hint="last_coordinates")
+            return replace(last, coordinates=kept, axis=position.axis)
         operands = (position.tokens, position.sequences, self.wanted)
         emit = self.builder.emit_te
         tokens = emit(_selected_positions, position.tokens, self.wanted, primfunc_name_hint="wanted_positions")
@@ -367,6 +382,11 @@ def last_row(x: te.Tensor) -> te.Tensor:
 def _last_number(rows: te.Tensor) -> te.Tensor:
     """Return the last of (1, n) numbers."""
     return te.compute((), lambda: rows[0, rows.shape[1] - 1], name="last")
+
+
+def _last_column(rows: te.Tensor) -> te.Tensor:
+    """Return the last of n numbers in each row: (3, n) -> (3, 1)."""
+    return te.compute((rows.shape[0], 1), lambda row, _: rows[row, rows.shape[1] - 1], name="last")
 
 
 def _selected_positions(tokens: te.Tensor, wanted: te.Tensor) -> te.Tensor:

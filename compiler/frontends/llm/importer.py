@@ -37,11 +37,13 @@ from compiler.frontends.llm.gguf_config import read_gguf
 from compiler.frontends.llm.gguf_file import GgufFile
 from compiler.frontends.llm.gguf_tokenizer import read_gguf_tokenizer, tokenizer_kind
 from compiler.frontends.llm.hugging_face import decoder_settings, read_hugging_face
+from compiler.frontends.llm.media_rows import MediaRows
 from compiler.frontends.llm.options import LanguageModelOptions
 from compiler.frontends.llm.parameters import Parameters
 from compiler.frontends.llm.preparation_files import read_audio, read_images
+from compiler.frontends.llm.safetensors_folder import read_json
 from compiler.frontends.llm.tokenizer_files import TokenizerFiles, read_text_rules, read_tokenizer_files
-from compiler.frontends.llm.transformers_decoder import capture_decoder, is_available
+from compiler.frontends.llm.transformers_decoder import CapturedDecoder, capture_decoder, is_available
 from compiler.frontends.llm.transformers_encoder import CapturedPair, capture_pair, has_encoder
 
 _TEXT_ONLY = "only the text model is compiled, without images and audio; see the option `images`"
@@ -91,9 +93,24 @@ def _imported(path: Path, options: LanguageModelOptions) -> ImportedModel:
         config, names, storage, checkpoint = read_gguf(gguf)
         adapters = None
         files, is_part = read_gguf_tokenizer(gguf), False
-    files.check_fits(config.vocabulary, str(path))
-    built = build_decoder(config, Parameters(checkpoint, names, config, storage, adapters), options)
+    parameters = Parameters(checkpoint, names, config, storage, adapters)
+    model = _built(path, config, parameters, files, options)
     checkpoint.check_complete()
+    return replace(model, notes=(f"{path}: {_TEXT_ONLY}",) if is_part else ())
+
+
+def _built(
+    path: Path,
+    config: DecoderConfig,
+    parameters: Parameters,
+    files: TokenizerFiles,
+    options: LanguageModelOptions,
+    media: MediaRows | None = None,
+) -> ImportedModel:
+    """Build a decoder with the description that generation needs."""
+    files.check_fits(config.vocabulary, str(path))
+    built = build_decoder(config, parameters, options, media)
+    adapters = parameters.adapters
     described = _description(config.architecture, config.context, config.vocabulary, files)
     description = msgspec.structs.replace(
         described,
@@ -106,6 +123,7 @@ def _imported(path: Path, options: LanguageModelOptions) -> ImportedModel:
     if adapters is not None:
         inputs.append(TensorSpec(ADAPTER, ("n",) if options.sequences else (), "int64"))
         indices.append(IndexRequirement(input=ADAPTER, size=str(adapters.count + 1), where="the adapters", least="0"))
+    inputs += [] if media is None else media.inputs
     inputs += built.states
     rows: int | str = "m" if options.sequences else "n" if options.all_logits else 1
     logits = TensorSpec(LOGITS, (1, rows, config.vocabulary), "float32")
@@ -124,7 +142,6 @@ def _imported(path: Path, options: LanguageModelOptions) -> ImportedModel:
         states=states,
         position=PositionSpec(POSITION, "n") if config.counts and not options.sequences else None,
         assets=_assets(description, files),
-        notes=(f"{path}: {_TEXT_ONLY}",) if is_part else (),
     )
 
 
@@ -138,11 +155,11 @@ def _captured(folder: Path, options: LanguageModelOptions) -> ImportedModel:
 
 
 def _pair(folder: Path, options: LanguageModelOptions) -> ImportedModel:
-    """Import an encoder of speech, images or text, and its decoder, captured from transformers' own code."""
+    """Import an encoder of speech, images or text, captured from transformers' own code, and its decoder."""
     files = read_tokenizer_files(folder)
     rules = read_text_rules(folder)
     pair = capture_pair(folder, options)
-    decoder = pair.decoder
+    decoder = pair.decoder or _decoder_of_rows(folder, files, pair, options)
     start = rules.start if pair.image_token is None else ()
     files.check_fits(decoder.vocabulary, str(folder), start)
     description = _description(decoder.architecture, decoder.context, decoder.vocabulary, files)
@@ -153,9 +170,38 @@ def _pair(folder: Path, options: LanguageModelOptions) -> ImportedModel:
         suppressed=rules.suppressed,
         suppressed_first=rules.suppressed_first,
         audio=_audio(folder, pair, files),
-        images=_images(folder, pair, files),
+        images=_images(folder, decoder.architecture, pair, files),
     )
     return replace(decoder.model, assets=_assets(description, files), encoder=pair.encoder)
+
+
+def _decoder_of_rows(
+    folder: Path, files: TokenizerFiles, pair: CapturedPair, options: LanguageModelOptions
+) -> CapturedDecoder:
+    """Build the decoder of a model whose encoder's rows replace tokens."""
+    config, names, storage, checkpoint, adapters = read_hugging_face(folder, options)
+    assert pair.image_token is not None
+    media = MediaRows(pair.image_token, config.hidden, _sections(folder))
+    parameters = Parameters(checkpoint, names, config, storage, adapters)
+    model = _built(folder, config, parameters, files, options, media)
+    checkpoint.check_complete()
+    kind = str(read_json(folder / "config.json").get("model_type"))
+    return CapturedDecoder(model, kind, config.context, config.vocabulary)
+
+
+def _sections(folder: Path) -> tuple[int, int, int] | None:
+    """Return the rotated pairs of positions in time, height and width; None for one dimension.
+
+    Raises InvalidModelError.
+    """
+    _, values, _ = decoder_settings(folder)
+    rope = values.get("rope_parameters") or values.get("rope_scaling")
+    sections = rope.get("mrope_section") if isinstance(rope, dict) else None
+    if sections is None:
+        return None
+    if not isinstance(sections, list) or len(sections) != 3 or not all(isinstance(each, int) for each in sections):
+        raise InvalidModelError(f"{folder}: 'mrope_section' is {str(sections)[:80]}, not three numbers")
+    return (sections[0], sections[1], sections[2])
 
 
 def _audio(folder: Path, found: CapturedPair, files: TokenizerFiles) -> AudioPreparation | None:
@@ -166,14 +212,14 @@ def _audio(folder: Path, found: CapturedPair, files: TokenizerFiles) -> AudioPre
     return read_audio(folder, *found.spectrogram, text=text, rows=found.rows or 1, masked=found.masked)
 
 
-def _images(folder: Path, pair: CapturedPair, files: TokenizerFiles) -> ImagePreparation | None:
+def _images(folder: Path, kind: str, pair: CapturedPair, files: TokenizerFiles) -> ImagePreparation | None:
     """Return the image preprocessing; None if the folder does not describe it or has no image token."""
     text = None if pair.image_token is None or pair.spectrogram else files.text_of(pair.image_token)
     if text is None:
         return None
     first, last = (None if token is None else files.text_of(token) for token in pair.frame)
     frame = None if first is None or last is None else (first, last)
-    return read_images(folder, pair.decoder.architecture, pair.rows or 1, text, frame)
+    return read_images(folder, kind, pair.rows or 1, text, frame)
 
 
 def _genai(folder: Path, options: LanguageModelOptions) -> ImportedModel:

@@ -167,9 +167,12 @@ def checked_options(folder: Path, options: LanguageModelOptions) -> LanguageMode
     return options if options.precision or stored not in PRECISIONS else replace(options, precision=stored)
 
 
-def load_model(folder: Path, loader: Any) -> Any:
+def load_model(folder: Path, loader: Any, *, encoder_only: bool = False) -> Any:
     """Load the model in float32 by one of transformers' automatic classes; never runs a folder's code, nor programs
     in its files of weights.
+
+    Args:
+        encoder_only: load only the first layer of the text part, to save memory.
 
     Raises InvalidModelError.
     """
@@ -179,8 +182,10 @@ def load_model(folder: Path, loader: Any) -> Any:
     stored = sum(math.prod(shape) for shape in weights.shapes())
     try:
         _check_size(folder, loader, stored)
+        smaller = {"config": _with_one_layer(folder)} if encoder_only else {}
         model, info = loader.from_pretrained(
             folder,
+            **smaller,
             dtype=torch.float32,
             local_files_only=True,
             trust_remote_code=False,
@@ -195,11 +200,26 @@ def load_model(folder: Path, loader: Any) -> Any:
     return model.eval()
 
 
+def _with_one_layer(folder: Path) -> Any:
+    """Return the config with the first layer of the text part alone."""
+    config = _config(folder)
+    text = config.get_text_config()
+    text.num_hidden_layers = 1
+    if getattr(text, "layer_types", None):
+        text.layer_types = text.layer_types[:1]
+    return config
+
+
+def _config(folder: Path) -> Any:
+    import transformers
+
+    return transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+
+
 def _check_size(folder: Path, loader: Any, stored: int) -> None:
     """Raise InvalidModelError, before allocating memory, if a config describes a model much larger than the `stored`
     numbers, or has impossible settings."""
     import torch
-    import transformers
 
     values = read_json(folder / "config.json")
     for table in (values, *(each for each in values.values() if isinstance(each, dict))):
@@ -208,7 +228,7 @@ def _check_size(folder: Path, loader: Any, stored: int) -> None:
             # -1 means none
             if is_count and not -1 <= value <= (MAX_LAYERS if key.endswith("layers") else MAX_SIZE):
                 raise InvalidModelError(f"{folder / 'config.json'}: {key!r} is {str(value)[:80]}, not a size")
-    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    config = _config(folder)
     with torch.device("meta"):
         described = sum(each.numel() for each in loader.from_config(config, trust_remote_code=False).parameters())
     if described > 2 * stored + _SMALL:

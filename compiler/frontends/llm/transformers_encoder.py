@@ -43,6 +43,7 @@ class CapturedPair:
     """Encoder and decoder.
 
     Attributes:
+        decoder: None if it is built here.
         image_token: the placeholder of each row of an image or sound; None for models with cross attention.
         rows: maximum number of rows per image or sound; None if it depends on the size.
         frame: tokens before and after the rows of an image; None for none.
@@ -51,7 +52,7 @@ class CapturedPair:
     """
 
     encoder: ImportedModel
-    decoder: CapturedDecoder
+    decoder: CapturedDecoder | None
     image_token: int | None = None
     rows: int | None = None
     frame: tuple[int | None, int | None] = (None, None)
@@ -66,7 +67,10 @@ def has_encoder(folder: Path) -> bool:
 
 
 def capture_pair(folder: Path, options: LanguageModelOptions) -> CapturedPair:
-    """Capture encoder and decoder of the model in a folder. Raises like `capture_decoder`."""
+    """Capture the encoder of the model in a folder, and its decoder unless that is built here.
+
+    Raises like `capture_decoder`.
+    """
     torch, transformers = packages()
     options = checked_options(folder, options)
     if options.all_logits:
@@ -75,12 +79,15 @@ def capture_pair(folder: Path, options: LanguageModelOptions) -> CapturedPair:
     loader = transformers.AutoModelForSeq2SeqLM if crosses else transformers.AutoModelForMultimodalLM
     if crosses and read_json(folder / "config.json").get("model_type") in _speech_types(transformers):
         loader = transformers.AutoModelForSpeechSeq2Seq
-    model = load_model(folder, loader)
+    model = load_model(folder, loader, encoder_only=not crosses and _builds_decoder(folder))
     with torch.no_grad(), model_code(folder, model):
         pair = _with_cross_attention(model) if crosses else _with_media(folder, model)
     # Four bits are too few for results that are computed once and used by every token.
     encoding = replace(options, precision="int8") if options.precision == "int4" else options
-    decoder, entries = pair.decoder, pair.decoder.vocabulary
+    decoder = pair.decoder
+    if decoder is None:
+        return replace(pair, encoder=_in_precision(pair.encoder, encoding, None))
+    entries = decoder.vocabulary
     return replace(
         pair,
         encoder=_in_precision(pair.encoder, encoding, entries),
@@ -91,7 +98,15 @@ def capture_pair(folder: Path, options: LanguageModelOptions) -> CapturedPair:
     )
 
 
-def _in_precision(model: ImportedModel, options: LanguageModelOptions, entries: int) -> ImportedModel:
+def _builds_decoder(folder: Path) -> bool:
+    """True if the decoder of a model with images is built without PyTorch."""
+    from compiler.frontends.llm import captured_media as media
+
+    found = media.MEDIA_MODELS.get(str(read_json(folder / "config.json").get("model_type")))
+    return found is not None and found.text is None
+
+
+def _in_precision(model: ImportedModel, options: LanguageModelOptions, entries: int | None) -> ImportedModel:
     return replace(model, mod=with_precision(model.mod, options, entries))
 
 
@@ -222,7 +237,6 @@ def _own_layers(model: Any, cache_name: str, count: int, context: int) -> Any:
 
 def _with_media(folder: Path, model: Any) -> CapturedPair:
     """Capture a model of images or sounds, whose rows replace tokens."""
-    import torch
 
     from compiler.frontends.llm import captured_media as media
 
@@ -236,24 +250,34 @@ def _with_media(folder: Path, model: Any) -> CapturedPair:
     encoder = media_model.reads(model, media_model.rows)
     inputs, sizes = encoder.example()
     outputs = encoder(**inputs)
-    text = config.get_text_config()
-    context = context_of(text, "max_position_embeddings")
-    decoder = media.MediaDecoder(model, media_model, _text_cache(getattr(model.model, media_model.text), context))
-    features = [outputs[name] for name in (media.FEATURES, media.SHIFTS, media.DEEP) if name in outputs]
-    rows = {0: torch.export.Dim(_ROWS, min=1)}
-    captured = _captured(decoder, (torch.tensor(0), *features), (None, *(rows for _ in features)), context)
+    decoder = None if media_model.text is None else _media_decoder(model, media_model, outputs)
     names = (f"{each}_token_{{}}" for each in ("boi", "eoi"))
     first, last = (getattr(config, each.format("index"), getattr(config, each.format("id"), None)) for each in names)
     spectrogram = inputs[_SPECTROGRAM].shape if _SPECTROGRAM in inputs else None
     return CapturedPair(
         _import(encoder, tuple(inputs.values()), tuple(sizes.values())),
-        _described(captured, kind, context, text),
+        decoder,
         int(getattr(config, media_model.token)),
         rows=None if isinstance(encoder, media.Patches) else outputs[media.FEATURES].shape[0] // media.EXAMPLES,
         frame=(first, last),
         spectrogram=None if spectrogram is None else (spectrogram[1], spectrogram[2]),
         masked=media.KEPT in outputs,
     )
+
+
+def _media_decoder(model: Any, found: Any, outputs: dict[str, Any]) -> CapturedDecoder:
+    """Capture the decoder of a model, which takes an encoder's `outputs`."""
+    import torch
+
+    from compiler.frontends.llm import captured_media as media
+
+    text = model.config.get_text_config()
+    context = context_of(text, "max_position_embeddings")
+    decoder = media.MediaDecoder(model, found, _text_cache(getattr(model.model, found.text), context))
+    features = [outputs[name] for name in (media.FEATURES, media.SHIFTS, media.DEEP) if name in outputs]
+    rows = {0: torch.export.Dim(_ROWS, min=1)}
+    captured = _captured(decoder, (torch.tensor(0), *features), (None, *(rows for _ in features)), context)
+    return _described(captured, str(model.config.model_type), context, text)
 
 
 def _text_cache(text: Any, context: int) -> Any:

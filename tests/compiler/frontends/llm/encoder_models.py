@@ -242,6 +242,23 @@ def _qwen3_vl(positions: int) -> dict[str, Any]:
     return _patches("qwen3_vl", positions, vision, num_hidden_layers=2)
 
 
+def _qwen3_5(positions: int) -> dict[str, Any]:
+    """Layers of linear attention, and a part of each head that is rotated by interleaved positions."""
+    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1], "partial_rotary_factor": 0.5}
+    linear = {
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+        "linear_key_head_dim": 8,
+        "linear_value_head_dim": 8,
+        "num_hidden_layers": 2,
+        "layer_types": ["linear_attention", "full_attention"],
+    }
+    sizes = {"hidden_size": 24, "intermediate_size": 32, "out_hidden_size": 32, "num_position_embeddings": 25}
+    config = _patches("qwen3_5", positions, sizes, **linear)
+    text = {**config["text_config"], "head_dim": 16, "rope_parameters": {**rope, "mrope_interleaved": True}}
+    return {**config, "text_config": text}
+
+
 def _qwen3_vl_moe(positions: int) -> dict[str, Any]:
     mixture = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
     config = _qwen3_vl(positions)
@@ -299,6 +316,7 @@ ENCODER_MODELS = {
     "mistral3": EncoderModel("Mistral3", _mistral3, "pixel_values"),
     "qwen2_vl": EncoderModel("Qwen2VL", _qwen2_vl, "pixel_values"),
     "qwen2_5_vl": EncoderModel("Qwen2_5_VL", _qwen2_5_vl, "pixel_values"),
+    "qwen3_5": EncoderModel("Qwen3_5", _qwen3_5, "pixel_values"),
     "qwen3_vl": EncoderModel("Qwen3VL", _qwen3_vl, "pixel_values"),
     "qwen3_vl_moe": EncoderModel("Qwen3VLMoe", _qwen3_vl_moe, "pixel_values"),
     "qwen2_audio": EncoderModel("Qwen2Audio", _qwen2_audio, "input_features"),
@@ -339,7 +357,7 @@ def save_encoder_model(name: str, folder: Path, positions: int = 96) -> Any:
         **dict.fromkeys(["gemma4", "gemma4_mixture"], _FILLED),
         "qwen2_audio": {"feature_size": 8, "chunk_length": 1},
         "voxtral": {"feature_size": 8, "chunk_length": 1},
-        **{each: _PATCHES for each in ENCODER_MODELS if each.endswith(("_vl", "_vl_moe"))},
+        **{each: _PATCHES for each in ENCODER_MODELS if each.startswith("qwen") and each != "qwen2_audio"},
     }
     if name in processors:
         (folder / "preprocessor_config.json").write_text(json.dumps(processors[name]))
@@ -351,7 +369,7 @@ def encoder_input(name: str, random: np.random.Generator, size: int = 12) -> dic
     made = ENCODER_MODELS[name]
     if reads_patches(name):
         grids = np.array(_GRIDS[:size])
-        frames = 2 if "_vl" in name else 1
+        frames = 2 if name.startswith("qwen") else 1
         patches = random.standard_normal((grids.prod(1).sum(), 3 * frames * 4 * 4)).astype(np.float32)
         return {made.reads: patches, "image_grid_thw": grids}
     if name in ("qwen2_audio", "voxtral"):
@@ -368,7 +386,7 @@ def encoder_input(name: str, random: np.random.Generator, size: int = 12) -> dic
 
 def reads_patches(name: str) -> bool:
     """True for encoders of images of all sizes."""
-    return name.endswith(("_vl", "_vl_moe")) or name.startswith(("gemma4", "mistral3"))
+    return name.endswith(("_vl", "_vl_moe")) or name.startswith(("gemma4", "mistral3", "qwen3_5"))
 
 
 def padded_patches(pixel_values: Any, image_grid_thw: Any) -> dict[str, Any]:

@@ -47,7 +47,7 @@ class _GrowingFunction(NamedTuple):
 
 def _made(name: str, folder: Path) -> _GrowingFunction:
     reference = save_encoder_model(name, folder)
-    module = compiler.compile(folder, threads=1, images=name.startswith(("gemma4", "mistral3")))
+    module = compiler.compile(folder, threads=1, images=name.startswith(("gemma4", "mistral3", "qwen3_5")))
     module.export(folder / f"{name}.twm")
     return _GrowingFunction(reference, LanguageModel(module), folder / f"{name}.twm")
 
@@ -165,6 +165,7 @@ def test_images_stand_where_their_tokens_do(smolvlm: _GrowingFunction) -> None:
         "gemma4",
         "gemma4_mixture",
         "mistral3",
+        "qwen3_5",
     ],
 )
 def test_rows_of_images_and_sounds_take_the_places_of_tokens(name: str, tmp_path: Path) -> None:
