@@ -74,7 +74,7 @@ class _Options(options.ImportOptions):
         "For a language model: read several sequences per run, for servers and speculation.", "--sequences"
     )
     images: bool = flag(
-        "For a language model: compile the encoder of images, too, where it would be left out (Gemma 4, Mistral 3).",
+        "For a language model: compile the encoder of images, too, where it would be left out (Qwen3.5, Gemma 4).",
         "--images",
     )
     cache: str | None = option(

@@ -44,7 +44,7 @@ from compiler.frontends.llm.preparation_files import read_audio, read_images
 from compiler.frontends.llm.safetensors_folder import read_json
 from compiler.frontends.llm.tokenizer_files import TokenizerFiles, read_text_rules, read_tokenizer_files
 from compiler.frontends.llm.transformers_decoder import CapturedDecoder, capture_decoder, is_available
-from compiler.frontends.llm.transformers_encoder import CapturedPair, capture_pair, has_encoder
+from compiler.frontends.llm.transformers_encoder import CapturedPair, builds_decoder, capture_pair, has_encoder
 
 _TEXT_ONLY = "only the text model is compiled, without images and audio; see the option `images`"
 
@@ -76,6 +76,8 @@ def _imported(path: Path, options: LanguageModelOptions) -> ImportedModel:
             f"{path}: adapters are for folders of transformers, of the types {', '.join(sorted(FAMILIES))}",
             "merge them with peft (merge_and_unload), and give the folder that it saves",
         )
+    if named and options.images and not builds_decoder(path):
+        raise OptionError(f"{path}: adapters do not apply to a decoder that is captured with images", "leave one out")
     if is_genai_folder(path):
         return _genai(path, options)
     if path.is_dir():
@@ -167,6 +169,7 @@ def _pair(folder: Path, options: LanguageModelOptions) -> ImportedModel:
         description,
         image_token=pair.image_token,
         start=start,
+        adapters=tuple(options.kept_adapters),
         suppressed=rules.suppressed,
         suppressed_first=rules.suppressed_first,
         audio=_audio(folder, pair, files),

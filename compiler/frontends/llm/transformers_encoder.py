@@ -79,7 +79,7 @@ def capture_pair(folder: Path, options: LanguageModelOptions) -> CapturedPair:
     loader = transformers.AutoModelForSeq2SeqLM if crosses else transformers.AutoModelForMultimodalLM
     if crosses and read_json(folder / "config.json").get("model_type") in _speech_types(transformers):
         loader = transformers.AutoModelForSpeechSeq2Seq
-    model = load_model(folder, loader, encoder_only=not crosses and _builds_decoder(folder))
+    model = load_model(folder, loader, encoder_only=not crosses and builds_decoder(folder))
     with torch.no_grad(), model_code(folder, model):
         pair = _with_cross_attention(model) if crosses else _with_media(folder, model)
     # Four bits are too few for results that are computed once and used by every token.
@@ -98,7 +98,7 @@ def capture_pair(folder: Path, options: LanguageModelOptions) -> CapturedPair:
     )
 
 
-def _builds_decoder(folder: Path) -> bool:
+def builds_decoder(folder: Path) -> bool:
     """True if the decoder of a model with images is built without PyTorch."""
     from compiler.frontends.llm import captured_media as media
 

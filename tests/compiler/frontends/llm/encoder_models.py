@@ -259,6 +259,12 @@ def _qwen3_5(positions: int) -> dict[str, Any]:
     return {**config, "text_config": text}
 
 
+def _qwen3_5_moe(positions: int) -> dict[str, Any]:
+    mixture = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+    config, shared = _qwen3_5(positions), {"shared_expert_intermediate_size": 24}
+    return {**config, "text_config": {**config["text_config"], "model_type": "qwen3_5_moe_text", **mixture, **shared}}
+
+
 def _qwen3_vl_moe(positions: int) -> dict[str, Any]:
     mixture = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
     config = _qwen3_vl(positions)
@@ -317,6 +323,7 @@ ENCODER_MODELS = {
     "qwen2_vl": EncoderModel("Qwen2VL", _qwen2_vl, "pixel_values"),
     "qwen2_5_vl": EncoderModel("Qwen2_5_VL", _qwen2_5_vl, "pixel_values"),
     "qwen3_5": EncoderModel("Qwen3_5", _qwen3_5, "pixel_values"),
+    "qwen3_5_moe": EncoderModel("Qwen3_5Moe", _qwen3_5_moe, "pixel_values"),
     "qwen3_vl": EncoderModel("Qwen3VL", _qwen3_vl, "pixel_values"),
     "qwen3_vl_moe": EncoderModel("Qwen3VLMoe", _qwen3_vl_moe, "pixel_values"),
     "qwen2_audio": EncoderModel("Qwen2Audio", _qwen2_audio, "input_features"),

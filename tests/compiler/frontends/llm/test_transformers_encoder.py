@@ -307,6 +307,8 @@ def test_encoders_of_images_are_compiled_on_request(tmp_path: Path) -> None:
         model = LanguageModel(compiler.compile(tmp_path / "gemma4", threads=1))
     with pytest.raises(InputError, match="the model has no encoder"):
         model.generate([5, 6], inputs=encoder_input("gemma4", np.random.default_rng(0), 1), max_new_tokens=2)
+    with pytest.raises(OptionError, match="adapters do not apply to a decoder that is captured with images"):
+        compiler.compile(tmp_path / "gemma4", images=True, adapters=[tmp_path])
     config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(OptionError, match="images=True is for folders of models that read images"):
