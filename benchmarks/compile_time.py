@@ -95,6 +95,19 @@ def _concat(count: int, *, dynamic: bool = False) -> Any:
     return graph.model(graph.add("Concat", *parts, axis=1), [graph.rows, WIDTH])
 
 
+def _selections(count: int, *, dynamic: bool = False) -> Any:
+    """Concatenate the first rows above a limit in each column, whose numbers are computed, as detectors do by class."""
+    graph = Graph(dynamic=dynamic)
+    columns, axis, limit = max(count // 6, 1), graph.constant(np.array([0])), graph.constant(np.float32(0))
+    begin, end = graph.constant(np.array([0])), graph.constant(np.array([12]))
+    parts = []
+    for place in range(columns):
+        column = graph.add("Gather", "x", graph.constant(np.array(place)), axis=1)
+        places = graph.add("Squeeze", graph.add("NonZero", graph.add("Greater", column, limit)), axis)
+        parts.append(graph.add("Gather", column, graph.add("Slice", places, begin, end, axis)))
+    return graph.model(graph.add("Concat", *parts, axis=0), [graph.rows, columns])
+
+
 def _slices(count: int, *, dynamic: bool = False) -> Any:
     graph = Graph(dynamic=dynamic)
     steps, axis = max(count // 2, 1), graph.constant(np.array([1]))
@@ -137,6 +150,7 @@ CASES: dict[str, Callable[..., Any]] = {
     "layers": _layers,
     "tree": _tree,
     "concat": _concat,
+    "selections": _selections,
     "slices": _slices,
     "recurrence": _recurrence,
     "unet": _unet,
