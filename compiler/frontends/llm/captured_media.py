@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from transformers import AttentionInterface, vision_utils
 
+from compiler.frontends.llm.media_rows import FEATURES, SHIFTS
 from compiler.frontends.llm.transformers_decoder import (
     LOGITS,
     cache_argument,
@@ -23,7 +24,7 @@ from compiler.frontends.llm.transformers_decoder import (
     register_caches,
 )
 
-FEATURES, SHIFTS, DEEP, KEPT = "features", "shifts", "deep", "kept"
+DEEP, KEPT = "deep", "kept"
 EXAMPLES = 2  # images or sounds in an encoder's example inputs
 _MAX_MEDIA = 64  # images or sounds per prompt
 _DEEP_ROWS = "_deepstack_process"  # adds to image tokens, whose number depends on the prompt

@@ -16,6 +16,7 @@ from compiler.errors import InvalidModelError, OptionError
 from compiler.frontends.imported_model import ImportedModel, PositionSpec
 from compiler.frontends.llm.captured_cache import with_cache_type
 from compiler.frontends.llm.captured_products import with_precision
+from compiler.frontends.llm.media_rows import FEATURES, SHIFTS
 from compiler.frontends.llm.options import LanguageModelOptions
 from compiler.frontends.llm.safetensors_folder import read_json
 from compiler.frontends.llm.transformers_decoder import (
@@ -258,7 +259,7 @@ def _with_media(folder: Path, model: Any) -> CapturedPair:
         _import(encoder, tuple(inputs.values()), tuple(sizes.values())),
         decoder,
         int(getattr(config, media_model.token)),
-        rows=None if isinstance(encoder, media.Patches) else outputs[media.FEATURES].shape[0] // media.EXAMPLES,
+        rows=None if isinstance(encoder, media.Patches) else outputs[FEATURES].shape[0] // media.EXAMPLES,
         frame=(first, last),
         spectrogram=None if spectrogram is None else (spectrogram[1], spectrogram[2]),
         masked=media.KEPT in outputs,
@@ -274,7 +275,7 @@ def _media_decoder(model: Any, found: Any, outputs: dict[str, Any]) -> CapturedD
     text = model.config.get_text_config()
     context = context_of(text, "max_position_embeddings")
     decoder = media.MediaDecoder(model, found, _text_cache(getattr(model.model, found.text), context))
-    features = [outputs[name] for name in (media.FEATURES, media.SHIFTS, media.DEEP) if name in outputs]
+    features = [outputs[name] for name in (FEATURES, SHIFTS, media.DEEP) if name in outputs]
     rows = {0: torch.export.Dim(_ROWS, min=1)}
     captured = _captured(decoder, (torch.tensor(0), *features), (None, *(rows for _ in features)), context)
     return _described(captured, str(model.config.model_type), context, text)
