@@ -33,6 +33,10 @@ def sized_functions_captured() -> AbstractContextManager[None]:
             (torch, "as_tensor", _as_tensor),
             (torch, "kron", _kron),
             (torch, "take_along_dim", _take_along_dim),
+            (torch, "chunk", _chunk),
+            (torch.Tensor, "chunk", _chunk),
+            (torch, "split", _split("split_size_or_sections")),
+            (torch.Tensor, "split", _split("split_size")),
             (torch.fft, "fftfreq", _frequencies),
             (torch.fft, "rfftfreq", _half_frequencies),
             (torch, "pow", _pow),
@@ -57,6 +61,43 @@ def _is_symbolic(value: object) -> bool:
     import torch
 
     return isinstance(value, torch.SymInt | torch.SymFloat)
+
+
+def _chunk(original: _Function) -> _Function:
+    """PyTorch compares the number of parts, which limits a multiple of `chunks` to sizes above 1 (a doubled batch)."""
+
+    def chunk(input: Tensor, chunks: int, dim: int = 0) -> Any:
+        import torch
+        from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+        size = input.shape[dim]
+        if not _is_symbolic(size) or chunks < 1 or not statically_known_true(size // chunks * chunks == size):
+            return original(input, chunks, dim)
+        return torch.split_with_sizes(input, [size // chunks] * chunks, dim)
+
+    return chunk
+
+
+def _split(name: str) -> Callable[[_Function], _Function]:
+    """As `_chunk`, for parts of a dynamic size, the argument `name`."""
+
+    def replacement(original: _Function) -> _Function:
+        def split(tensor: Tensor, *sizes: Any, **named: Any) -> Any:
+            from torch.fx.experimental.symbolic_shapes import has_free_unbacked_symbols, statically_known_true
+
+            given = {**dict(zip((name, "dim"), sizes, strict=False)), **named}
+            part: Any = given.get(name)
+            dim = given.get("dim", 0)
+            size = tensor.shape[dim]
+            if _is_symbolic(part) and _is_symbolic(size) and not has_free_unbacked_symbols([size, part]):
+                parts = max(size.node.hint, 1) // max(part.node.hint, 1)
+                if statically_known_true(part * parts == size):
+                    return original(tensor, [part] * parts, dim)
+            return original(tensor, *sizes, **named)
+
+        return split
+
+    return replacement
 
 
 def _linspace(original: _Function) -> _Function:

@@ -172,6 +172,22 @@ def check(net: nn.Module, axes: list[dict[int, object]], *examples: tuple[Tensor
             np.testing.assert_allclose(ours, theirs.detach().numpy(), rtol=1e-4, atol=1e-5, err_msg=str(number))
 
 
+class OfDoubledBatches(nn.Module):
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        doubled = torch.cat([x, x * 2])
+        first, second = doubled.chunk(2)
+        third, fourth = torch.split(doubled, split_size_or_sections=x.shape[0])
+        fifth, sixth = doubled.split(doubled.shape[0] // 2, 0)  # type: ignore[no-untyped-call]
+        *_, last = torch.chunk(x.repeat(1, 3), 3, dim=-1)
+        return first * second, third - fourth, fifth / (sixth.abs() + 1), last
+
+
+def test_parts_of_doubled_batches() -> None:
+    """PyTorch's own compare the number of parts: `Dim("n")` was refused, and 1 excluded."""
+    examples = ((torch.randn(*shape),) for shape in ((4, 5), (1, 5), (9, 5)))
+    check(OfDoubledBatches(), [{0: Dim("n", min=1, max=64)}], *examples)
+
+
 def test_of_matrices() -> None:
     sizes = {0: Dim.DYNAMIC, 1: Dim.DYNAMIC}
     check(OfMatrices(), [sizes], *((torch.randn(*shape),) for shape in ((4, 5), (7, 2), (1, 8))))
