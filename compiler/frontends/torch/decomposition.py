@@ -76,8 +76,13 @@ def every_node(program: torch.export.ExportedProgram) -> list[torch.fx.Node]:
 
 
 def _normalizes_by_batch(node: torch.fx.Node) -> bool:
-    """True for an operator that torch's functionalization turns into one with a decomposition."""
-    return str(node.target) in _BATCH_NORMS and node.args[3] is not None and bool(node.args[5])
+    """True for an operator that torch's functionalization turns into one with a decomposition: those of training, and
+    on float64."""
+    import torch
+
+    if str(node.target) not in _BATCH_NORMS or node.args[3] is None:
+        return False
+    return bool(node.args[5]) or node.all_input_nodes[0].meta["val"].dtype == torch.float64
 
 
 def _applies(node: torch.fx.Node) -> bool:

@@ -15,6 +15,8 @@
   of each call: a fifth of the time for nested sizes. The results are cached until the context ends.
 - Each decomposition of a program traces the guards of its capture again, as conditions on its inputs, and drops them,
   which takes more than half of its time for long guards. They are skipped.
+- The exporter rounds Python numbers to float32 before it casts them to the type of a tensor, float64 included. Instead,
+  they are cast from float64.
 - onnxscript's optimizer folds constants, which sequences and shapes of dynamic sizes need, and rewrites patterns, which
   takes longer than the conversion and duplicates passes of this project. It also treats `x + 1e-8` as `x + 0`.
 
@@ -46,6 +48,7 @@ def patched_exporter() -> Iterator[None]:
         for holder, name, cached in (
             ("torch.onnx._internal.exporter._registration:onnxscript_apis", "get_torchlib_ops", _kept),
             ("torch.onnx._internal.exporter._schemas", "op_signature_from_function", _kept_for_each_function),
+            ("torch.onnx._internal.exporter._building", "_process_python_constants", _cast_from_float64),
             ("torch._export.utils", "_materialize_cpp_cia_ops", cache),
             ("torch._ops", "Callable", lambda _: _Callable),
             ("math", "sqrt", _of_symbols),
@@ -108,6 +111,23 @@ def _kept_for_each_function(describe: Function) -> Function:
 def _of_symbols(sqrt: Function) -> Function:
     """Keep the square root of a symbolic size symbolic."""
     return wraps(sqrt)(lambda value: value**0.5 if hasattr(value, "node") else sqrt(value))
+
+
+@cache
+def _cast_from_float64(process: Function) -> Function:
+    """Make numbers that a conversion casts constants of float64."""
+
+    @wraps(process)
+    def processed(signature: Any, named_inputs: dict[str, Any], types: Any, constants: Any, opset: Any) -> Any:
+        import onnx_ir
+
+        if signature.name in ("Cast", "CastLike"):
+            wide = {name: value for name, value in named_inputs.items() if type(value) is float}
+            tensors = {name: onnx_ir.tensor(value, onnx_ir.DataType.DOUBLE) for name, value in wide.items()}
+            named_inputs.update({name: opset.Constant(value=tensor) for name, tensor in tensors.items()})
+        return process(signature, named_inputs, types, constants, opset)
+
+    return processed
 
 
 class _Unevaluated(type):

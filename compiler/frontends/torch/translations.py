@@ -136,14 +136,17 @@ def _attention(
     enable_gqa: bool = False,
 ) -> Any:
     """Like the exporter's conversion, for (batch, heads, length, size) tensors; dropout applies only to training."""
+    from onnxscript import ir
     from onnxscript import opset18 as op
 
     size = query.shape[-1]
     factor = 1.0 / math.sqrt(int(size)) if scale is None else float(scale)
     if enable_gqa or (is_causal and query.shape[0] == key.shape[0] == value.shape[0]):
-        results = _attention_operator()(query, key, value, attn_mask, is_causal=int(is_causal), scale=factor)
-        return results[0]
-    scaled = op.Mul(query, op.CastLike(op.Constant(value_float=factor), query))
+        operands = query, key, value, attn_mask
+        if query.dtype == ir.DataType.DOUBLE:  # attributes are float32
+            operands, factor = (op.Mul(query, op.CastLike(factor, query)), *operands[1:]), 1.0
+        return _attention_operator()(*operands, is_causal=int(is_causal), scale=factor)[0]
+    scaled = op.Mul(query, op.CastLike(factor, query))
     scores = op.MatMul(scaled, op.Transpose(key, perm=[0, 1, 3, 2]))
     attn_mask = _causal_mask(op, query, key) if is_causal else attn_mask
     if attn_mask is None:

@@ -82,7 +82,7 @@ def _heaviside(values: Tensor, at_zero: Tensor) -> Tensor:
 
 @decomposition_of("aten.rrelu.default")
 def _rrelu(values: Tensor, lower: float = 1 / 8, upper: float = 1 / 3, training: bool = False, *_: object) -> Tensor:
-    return NotImplemented if training else torch.nn.functional.leaky_relu(values, (lower + upper) / 2)
+    return NotImplemented if training else torch.where(values > 0, values, values * ((lower + upper) / 2))
 
 
 @decomposition_of("aten._is_all_true.default")
@@ -186,7 +186,7 @@ def atan2(ordinates: Tensor, abscissas: Tensor) -> Tensor:
         return NotImplemented
     infinite = torch.isinf(ordinates) & torch.isinf(abscissas)
     ratio = torch.where(infinite, torch.sign(ordinates) * torch.sign(abscissas), ordinates / abscissas)
-    half = torch.where(negative(ordinates), -math.pi, math.pi).to(ordinates.dtype)
+    half = torch.where(negative(ordinates), -1.0, 1.0).to(ordinates.dtype) * math.pi
     angle = torch.atan(ratio) + torch.where(abscissas < 0, half, 0.0)
     flat = torch.where(ordinates == 0, torch.where(negative(abscissas), half, ordinates), half / 2)
     return torch.where((abscissas == 0) & ~ordinates.isnan(), flat, angle)
