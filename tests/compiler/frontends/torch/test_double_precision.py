@@ -12,6 +12,11 @@ from torch.nn import functional
 
 import compiler
 
+
+def causal_attention(x: Tensor) -> Tensor:
+    return functional.scaled_dot_product_attention(x, x, x, is_causal=True, scale=0.3)
+
+
 FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "sum": lambda x: x + 0.1,
     "where": lambda x: torch.where(x > 0, 0.1, x),
@@ -33,7 +38,7 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "hardtanh": lambda x: functional.hardtanh(x, -0.1, 0.1),
     "softplus": lambda x: functional.softplus(x, 0.7, 0.9),
     "vector_norm": lambda x: torch.linalg.vector_norm(x, 0.7, -1),
-    "attention": lambda x: functional.scaled_dot_product_attention(*[x[None, None]] * 3, is_causal=True, scale=0.3),
+    "attention": lambda x: causal_attention(x[None, None]),
 }
 RANK_4: dict[str, Callable[[Tensor], Tensor]] = {
     "layer_norm": nn.LayerNorm([3, 3], eps=0.013).double(),
