@@ -12,8 +12,9 @@ import numpy as np
 from compiler.artifact.language_model import AudioPreparation
 from compiler.errors import InputError, OptionError
 from compiler.generation.language_model import LanguageModel
-from compiler.generation.media import Array, Media, log_mel, windows
+from compiler.generation.media import Media
 from compiler.generation.options import Generation, GenerationOptions
+from compiler.generation.sound_inputs import Array, log_mel, windows
 from compiler.generation.steps import Chunk
 from compiler.support.media_files import Audio, read_audio
 

@@ -101,9 +101,9 @@ def capture_pair(folder: Path, options: LanguageModelOptions) -> CapturedPair:
 
 def builds_decoder(folder: Path) -> bool:
     """True if the decoder of a model with images is built without PyTorch."""
-    from compiler.frontends.llm import captured_media as media
+    from compiler.frontends.llm.media_models import MEDIA_MODELS
 
-    found = media.MEDIA_MODELS.get(str(read_json(folder / "config.json").get("model_type")))
+    found = MEDIA_MODELS.get(str(read_json(folder / "config.json").get("model_type")))
     return found is not None and found.text is None
 
 
@@ -240,14 +240,15 @@ def _with_media(folder: Path, model: Any) -> CapturedPair:
     """Capture a model of images or sounds, whose rows replace tokens."""
 
     from compiler.frontends.llm import captured_media as media
+    from compiler.frontends.llm.media_models import MEDIA_MODELS
 
     config, kind = model.config, str(model.config.model_type)
-    if kind not in media.MEDIA_MODELS:
+    if kind not in MEDIA_MODELS:
         raise OptionError(
             f"{folder}: models of type {kind!r} are not supported",
-            f"of images or sounds and text: {', '.join(media.MEDIA_MODELS)}",
+            f"of images or sounds and text: {', '.join(MEDIA_MODELS)}",
         )
-    media_model = media.MEDIA_MODELS[kind]
+    media_model = MEDIA_MODELS[kind]
     encoder = media_model.reads(model, media_model.rows)
     inputs, sizes = encoder.example()
     outputs = encoder(**inputs)

@@ -18,7 +18,9 @@ from compiler.errors import InputError, OptionError
 from compiler.frontends.llm.preparation_files import read_audio as audio_preparation
 from compiler.frontends.llm.preparation_files import read_images
 from compiler.generation import LanguageModel, Scheduler, transcribe
-from compiler.generation.media import Media, log_mel, prepared_images, prepared_patches, prepared_sound
+from compiler.generation.image_inputs import prepared_images, prepared_patches
+from compiler.generation.media import Media
+from compiler.generation.sound_inputs import log_mel, prepared_sound
 from compiler.generation.steps import Chunk
 from compiler.serving.configuration import model_options
 from compiler.support.media_files import read_audio
@@ -365,7 +367,7 @@ def test_masks_of_images_are_those_of_transformers() -> None:
     import torch
     from transformers.models.gemma3.modeling_gemma3 import create_masks_for_vision_model
 
-    from compiler.frontends.llm.captured_media import gemma_masks
+    from compiler.frontends.llm.gemma_masks import gemma_masks
 
     stands = torch.tensor([[0, 1, 1, 1, 0, 1, 1, 0, 1, 1, 1, 1]], dtype=torch.bool)
     config = transformers.Gemma3TextConfig(sliding_window=3, attn_implementation="eager")

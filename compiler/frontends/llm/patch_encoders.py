@@ -1,0 +1,73 @@
+"""Encoders of patches of images of any sizes: the rows that replace tokens, as `captured_media` describes them.
+
+Each function takes a model, patches (patches, values), and the (frames, rows, columns) of each image (images, 3).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from compiler.frontends.llm.captured_media import DEEP, Outputs
+from compiler.frontends.llm.media_rows import FEATURES, SHIFTS
+from compiler.frontends.llm.patch_positions import PatchPositions, attend_within_segments, merge_size
+
+Tensor = torch.Tensor
+
+
+def gemma4_rows(model: Any, pixels: Tensor, grids: Tensor) -> Outputs:
+    """Rows of Gemma 4: means of squares of patches, with attention within images."""
+    tower = model.model.vision_tower
+    patches = PatchPositions(grids, pixels.shape[0], merge_size(model.config))
+    embedder, side = tower.patch_embedder, tower.config.patch_size
+    # In the table of learned positions; callers may pass any grids.
+    places = patches.coordinates.flip(-1)[None].clamp(0, embedder.position_embedding_size - 1)  # (x, y)
+    values = pixels.reshape(-1, 3, side, side).permute(0, 2, 3, 1).reshape(1, pixels.shape[0], -1)
+    hidden = embedder(values, places, torch.zeros((1, pixels.shape[0]), dtype=torch.bool))
+    mask = (patches.frames[:, None] == patches.frames[None])[None, None]
+    rotations = tower.encoder.rotary_emb(hidden, places)
+    for layer in tower.encoder.layers:
+        hidden = layer(hidden, position_embeddings=rotations, attention_mask=mask, position_ids=places)
+    pooled = hidden.reshape(-1, patches.unit, hidden.shape[-1]).mean(1) * hidden.shape[-1] ** 0.5
+    if tower.config.standardize:
+        pooled = (pooled - tower.std_bias) * tower.std_scale
+    return {FEATURES: model.model.embed_vision(pooled)}
+
+
+def mistral_rows(model: Any, pixels: Tensor, grids: Tensor) -> Outputs:
+    """Rows of Mistral 3 (Pixtral's encoder): merged squares of patches, with attention within images."""
+    tower, projector, config = model.model.vision_tower, model.model.multi_modal_projector, model.config
+    patches = PatchPositions(grids, pixels.shape[0], merge_size(config))
+    hidden = tower.ln_pre(pixels @ tower.patch_conv.weight.flatten(1).T)[None]
+    mask = (patches.frames[:, None] == patches.frames[None])[None, None]
+    rotations = tower.patch_positional_embedding(hidden, patches.coordinates)
+    states = [hidden]
+    for layer in tower.transformer.layers:
+        states.append(layer(states[-1], mask, position_embeddings=rotations))
+    layers = config.vision_feature_layer
+    chosen = [states[layer] for layer in ([layers] if isinstance(layers, int) else layers)]
+    normalized = projector.norm(torch.cat(chosen, -1))
+    squares = normalized.reshape(-1, patches.unit, normalized.shape[-1]).transpose(1, 2).flatten(1)
+    merged = projector.patch_merger.merging_layer(squares)
+    return {FEATURES: projector.linear_2(projector.act(projector.linear_1(merged)))}
+
+
+def qwen_rows(model: Any, pixels: Tensor, grids: Tensor) -> Outputs:
+    """Rows of Qwen2-VL, 2.5 and 3, with attention within image frames or windows of them."""
+    visual = model.model.visual
+    attend_within_segments(visual)
+    patches = PatchPositions(grids, pixels.shape[0], visual.spatial_merge_size)
+    arguments: dict[str, Any] = {"position_ids": patches.coordinates, "cu_seqlens": patches.frames, "max_seqlen": 1}
+    if hasattr(visual, "window_size"):
+        # Attention does not depend on the order of patches, so they are not reordered.
+        arguments["window_index"] = torch.arange(pixels.shape[0] // patches.unit)
+        arguments["cu_window_seqlens"] = patches.windows(visual.window_size // visual.patch_size)
+        arguments["max_window_seqlen"] = 1
+    if hasattr(visual, "pos_embed"):
+        taps = patches.taps(visual.num_grid_per_side, visual.interpolation_mode, visual.interpolation_align_corners)
+        arguments["interp_indices"], arguments["interp_weights"] = taps
+    features = visual(pixels, grid_thw=grids, **arguments)
+    outputs = {FEATURES: features.pooler_output, SHIFTS: patches.shifts()}
+    deep = getattr(features, "deepstack_features", None)
+    return {**outputs, DEEP: torch.stack(deep, 1)} if deep else outputs
