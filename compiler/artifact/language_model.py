@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from msgspec import Meta
 
@@ -47,12 +47,15 @@ class PatchPreparation(Record, frozen=True, kw_only=True):
     Attributes:
         merge: the encoder computes one row from a square of this many by this many patches.
         frames: how often a patch is repeated, because video encoders read several frames at once.
+        enlarges: images with a side shorter than a row are enlarged first, with sides rounded down or to the nearest
+            pixel; None: they are not.
         fills: images are enlarged or reduced to as many pixels as `most` allows, and sides rounded down.
         least, most: minimum and maximum number of pixels of an image, to which images are resized.
     """
 
     merge: Size
     frames: Size
+    enlarges: Literal["down", "nearest"] | None = None
     fills: bool = False
     least: Annotated[int, Meta(ge=1, le=1 << 32)]
     most: Annotated[int, Meta(ge=1, le=1 << 32)]

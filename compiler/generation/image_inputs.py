@@ -61,6 +61,8 @@ def _in_area(width: int, height: int, side: int, patches: PatchPreparation) -> t
     """Return sizes near those of an image that are multiples of `side`, with between `least` and `most` pixels."""
     if patches.fills:
         return _filling(width, height, side, patches.most)
+    if patches.enlarges is not None:
+        width, height = _enlarged(width, height, side, patches.enlarges)
     if max(width, height) > 200 * min(width, height):
         raise InputError(f"an image of {width} x {height} pixels is more than 200 times as long as it is wide")
     across, down = (round(each / side) * side for each in (width, height))
@@ -71,6 +73,18 @@ def _in_area(width: int, height: int, side: int, patches: PatchPreparation) -> t
         factor = math.sqrt(patches.least / (width * height))
         across, down = (math.ceil(each * factor / side) * side for each in (width, height))
     return across, down
+
+
+def _enlarged(width: int, height: int, side: int, rounding: str) -> tuple[int, int]:
+    """Enlarge sizes of which one is less than `side`."""
+    if min(width, height) >= side:
+        return width, height
+    if rounding == "down":
+        factor = max(side / height, side / width)
+        return int(width * factor), int(height * factor)
+    if height < side:
+        width, height = round(width * side / height), side
+    return (side, round(height * side / width)) if width < side else (width, height)
 
 
 def _within(width: int, height: int, side: int, longest: int) -> tuple[int, int]:

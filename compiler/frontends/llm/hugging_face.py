@@ -33,6 +33,7 @@ _WITH_TEXT = (
     "kimi_k25",
     "lfm2_vl",
     "lfm3_vl",
+    "lighton_ocr",
     "llama4",
     "llava_next",
     "llava_next_video",

@@ -20,7 +20,14 @@ from compiler.frontends.llm.captured_media import (
 )
 from compiler.frontends.llm.gemma_masks import gemma3_arguments, gemma4_arguments
 from compiler.frontends.llm.media_rows import FEATURES
-from compiler.frontends.llm.patch_encoders import gemma4_rows, mistral_rows, qwen_rows
+from compiler.frontends.llm.patch_encoders import (
+    gemma4_rows,
+    glm_rows,
+    lighton_rows,
+    mistral_rows,
+    paddle_rows,
+    qwen_rows,
+)
 
 Tensor = torch.Tensor
 
@@ -71,15 +78,22 @@ def _qwen_audio_rows(model: Any, features: Tensor, mask: Tensor) -> Outputs:
     return {FEATURES: rows, KEPT: torch.arange(rows.shape[1])[None] < lengths[:, None]}
 
 
+_GLM = MediaModel(reads=Patches, rows=glm_rows)
 _QWEN = MediaModel(reads=Patches, rows=qwen_rows)
 _QWEN_3_5 = replace(_QWEN, text=None)
 MEDIA_MODELS: Mapping[str, MediaModel] = {
     "gemma3": MediaModel(reads=Images, rows=_gemma_rows, arguments=gemma3_arguments),
     "gemma4": MediaModel(reads=Patches, rows=gemma4_rows, arguments=gemma4_arguments),
+    "glm46v": _GLM,
+    "glm4v": _GLM,
+    "glm4v_moe": _GLM,
+    "glm_ocr": _GLM,
     "idefics3": MediaModel(reads=ImagesOfTexts, rows=_idefics_rows, text="text_model"),
     "internvl": MediaModel(reads=Images, rows=_intern_rows),
+    "lighton_ocr": MediaModel(reads=Patches, rows=lighton_rows, text=None),
     "llava": MediaModel(reads=Images, rows=_llava_rows),
     "mistral3": MediaModel(reads=Patches, rows=mistral_rows, text=None),
+    "paddleocr_vl": MediaModel(reads=Patches, rows=paddle_rows),
     "qwen2_5_vl": _QWEN,
     "qwen2_audio": MediaModel(reads=MaskedSounds, rows=_qwen_audio_rows, token="audio_token_id"),
     "qwen2_vl": _QWEN,

@@ -25,7 +25,7 @@ def gemma4_rows(model: Any, pixels: Tensor, grids: Tensor) -> Outputs:
     places = patches.coordinates.flip(-1)[None].clamp(0, embedder.position_embedding_size - 1)  # (x, y)
     values = pixels.reshape(-1, 3, side, side).permute(0, 2, 3, 1).reshape(1, pixels.shape[0], -1)
     hidden = embedder(values, places, torch.zeros((1, pixels.shape[0]), dtype=torch.bool))
-    mask = (patches.frames[:, None] == patches.frames[None])[None, None]
+    mask = patches.mask()
     rotations = tower.encoder.rotary_emb(hidden, places)
     for layer in tower.encoder.layers:
         hidden = layer(hidden, position_embeddings=rotations, attention_mask=mask, position_ids=places)
@@ -35,22 +35,54 @@ def gemma4_rows(model: Any, pixels: Tensor, grids: Tensor) -> Outputs:
     return {FEATURES: model.model.embed_vision(pooled)}
 
 
+def glm_rows(model: Any, pixels: Tensor, grids: Tensor) -> Outputs:
+    """Rows of GLM-4.1V, 4.5V, 4.6V and GLM-OCR, with attention within image frames."""
+    visual = model.model.visual
+    attend_within_segments(visual)
+    patches = PatchPositions(grids, pixels.shape[0], visual.spatial_merge_size)
+    hidden = visual.patch_embed(pixels)
+    if hasattr(visual, "embeddings"):  # GLM-OCR has rotary positions alone
+        hidden = visual.post_conv_layernorm(hidden)
+        hidden = hidden + patches.interpolated(visual.embeddings.position_embedding.weight, "bicubic")
+    rotations = visual.rotary_pos_emb(hidden, patches.coordinates)
+    for block in visual.blocks:
+        hidden = block(hidden, cu_seqlens=patches.frames, max_seqlen=1, position_embeddings=rotations)
+    squares = visual.post_layernorm(hidden).unflatten(0, (-1, visual.spatial_merge_size, visual.spatial_merge_size))
+    merged = visual.downsample(squares.permute(0, 3, 1, 2)).flatten(1)
+    return {FEATURES: visual.merger(merged), SHIFTS: patches.shifts()}
+
+
+def lighton_rows(model: Any, pixels: Tensor, grids: Tensor) -> Outputs:
+    """Rows of LightOnOCR (Pixtral's encoder)."""
+    patches = PatchPositions(grids, pixels.shape[0], merge_size(model.config))
+    hidden = _pixtral_states(model.model.vision_encoder, patches, pixels)[-1]
+    return {FEATURES: _pixtral_rows(model.model.vision_projection, patches, hidden)}
+
+
 def mistral_rows(model: Any, pixels: Tensor, grids: Tensor) -> Outputs:
-    """Rows of Mistral 3 (Pixtral's encoder): merged squares of patches, with attention within images."""
-    tower, projector, config = model.model.vision_tower, model.model.multi_modal_projector, model.config
+    """Rows of Mistral 3 (Pixtral's encoder)."""
+    config = model.config
     patches = PatchPositions(grids, pixels.shape[0], merge_size(config))
-    hidden = tower.ln_pre(pixels @ tower.patch_conv.weight.flatten(1).T)[None]
-    mask = (patches.frames[:, None] == patches.frames[None])[None, None]
-    rotations = tower.patch_positional_embedding(hidden, patches.coordinates)
-    states = [hidden]
-    for layer in tower.transformer.layers:
-        states.append(layer(states[-1], mask, position_embeddings=rotations))
+    states = _pixtral_states(model.model.vision_tower, patches, pixels)
     layers = config.vision_feature_layer
     chosen = [states[layer] for layer in ([layers] if isinstance(layers, int) else layers)]
-    normalized = projector.norm(torch.cat(chosen, -1))
-    squares = normalized.reshape(-1, patches.unit, normalized.shape[-1]).transpose(1, 2).flatten(1)
-    merged = projector.patch_merger.merging_layer(squares)
-    return {FEATURES: projector.linear_2(projector.act(projector.linear_1(merged)))}
+    return {FEATURES: _pixtral_rows(model.model.multi_modal_projector, patches, torch.cat(chosen, -1))}
+
+
+def paddle_rows(model: Any, pixels: Tensor, grids: Tensor) -> Outputs:
+    """Rows of PaddleOCR-VL, with attention within images."""
+    tower, projector = model.model.visual.vision_model, model.model.projector
+    attend_within_segments(tower)
+    patches, embeddings = PatchPositions(grids, pixels.shape[0], merge_size(model.config)), tower.embeddings
+    embedding = embeddings.patch_embedding
+    hidden = pixels @ embedding.weight.flatten(1).T + embedding.bias
+    hidden = hidden + patches.interpolated(embeddings.position_embedding.weight, "bilinear")
+    rotations = tower.encoder.rotary_pos_emb(hidden, patches.coordinates)
+    for layer in tower.encoder.layers:
+        hidden = layer(hidden, cu_seqlens=patches.frames, max_seqlen=1, position_embeddings=rotations)
+    normalized = projector.pre_norm(tower.post_layernorm(hidden))
+    merged = projector.linear_1(normalized.reshape(-1, patches.unit * normalized.shape[-1]))
+    return {FEATURES: projector.linear_2(projector.act(merged)), SHIFTS: patches.shifts()}
 
 
 def qwen_rows(model: Any, pixels: Tensor, grids: Tensor) -> Outputs:
@@ -71,3 +103,20 @@ def qwen_rows(model: Any, pixels: Tensor, grids: Tensor) -> Outputs:
     outputs = {FEATURES: features.pooler_output, SHIFTS: patches.shifts()}
     deep = getattr(features, "deepstack_features", None)
     return {**outputs, DEEP: torch.stack(deep, 1)} if deep else outputs
+
+
+def _pixtral_states(tower: Any, patches: PatchPositions, pixels: Tensor) -> list[Tensor]:
+    """Return the states (1, patches, width) before and after each layer, with attention within images."""
+    states = [tower.ln_pre(pixels @ tower.patch_conv.weight.flatten(1).T)[None]]
+    rotations = tower.patch_positional_embedding(states[0], patches.coordinates)
+    for layer in tower.transformer.layers:
+        states.append(layer(states[-1], patches.mask(), position_embeddings=rotations))
+    return states
+
+
+def _pixtral_rows(projector: Any, patches: PatchPositions, hidden: Tensor) -> Tensor:
+    """Merge squares of patches (1, patches, width)."""
+    normalized = projector.norm(hidden)
+    squares = normalized.reshape(-1, patches.unit, normalized.shape[-1]).transpose(1, 2).flatten(1)
+    merged = projector.patch_merger.merging_layer(squares)
+    return projector.linear_2(projector.act(projector.linear_1(merged)))

@@ -35,6 +35,10 @@ class PatchPositions:
         self.coordinates = torch.stack([self._row, self._column], -1)
         self.frames = self._start + self._frame * area  # the first patch of each patch's frame
 
+    def mask(self) -> Tensor:
+        """Return true (1, 1, patches, patches) for patches of the same frame."""
+        return (self.frames[:, None] == self.frames[None])[None, None]
+
     def windows(self, side: int) -> Tensor:
         """Return a number (patches) that identifies each window of `side` x `side` patches."""
         return self.frames + self._row // side * self._width + self._column // side
@@ -49,6 +53,11 @@ class PatchPositions:
         taps = rows.shape[1] ** 2
         indices = (rows[:, :, None] * side + columns[:, None]).reshape(-1, taps)
         return indices, (down[:, :, None] * along[:, None]).reshape(-1, taps)
+
+    def interpolated(self, table: Tensor, mode: str) -> Tensor:
+        """Return learned positions (patches, width) from a square `table` (rows of it, width)."""
+        indices, weights = self.taps(int(table.shape[0] ** 0.5), mode, align_corners=False)
+        return (table[indices] * weights[..., None]).sum(1)
 
     def shifts(self) -> Tensor:
         """See `SHIFTS`: an image spans as many positions as its longer side has rows."""

@@ -64,8 +64,8 @@ def read_images(
         return None
     if not all(values.get(each, True) for each in ("do_resize", "do_rescale")):
         return None
-    family = "qwen" if kind.startswith("qwen") else kind
-    if kind == "mistral3":
+    family = next((each for each in ("glm", "qwen") if kind.startswith(each)), kind)
+    if kind in ("lighton_ocr", "mistral3"):
         values = _with_merged_patches(folder, values)
     layout, resample, (mean, std) = _KINDS.get(family, _KINDS["idefics3"])
     normalizes = values.get("do_normalize", True)
@@ -129,16 +129,35 @@ def _in_tiles(values: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _in_patches(values: dict[str, Any]) -> dict[str, Any]:
-    """Patches of an image at nearly its own size."""
+def _in_patches(
+    values: dict[str, Any], least: int = 56 * 56, most: int = 28 * 28 * 1280, frames: int = 2
+) -> dict[str, Any]:
+    """Patches of an image at nearly its own size; default limits of its pixels, and frames of a patch."""
     side, size = values.get("patch_size", 14), values.get("size")
+    lowest, highest = values.get("min_pixels"), values.get("max_pixels")  # they precede `size`
     patches = {
         "merge": values.get("merge_size", 2),
-        "frames": values.get("temporal_patch_size", 2),
-        "least": _side(size, "shortest_edge", values.get("min_pixels", 56 * 56)),
-        "most": _side(size, "longest_edge", values.get("max_pixels", 28 * 28 * 1280)),
+        "frames": values.get("temporal_patch_size", frames),
+        "least": _side(size, "shortest_edge", least) if lowest is None else lowest,
+        "most": _side(size, "longest_edge", most) if highest is None else highest,
     }
     return {"height": side, "width": side, "patches": patches}
+
+
+def _in_patches_of_frames(values: dict[str, Any]) -> dict[str, Any]:
+    """Patches of an image at nearly its own size; limits are of the pixels of all frames of a patch."""
+    description = _in_patches(values, 112 * 112, 28 * 28 * 15000)
+    patches = description["patches"]
+    if all(isinstance(patches[each], int) for each in ("frames", "least", "most")) and patches["frames"] > 0:
+        limits = {"least": -(-patches["least"] // patches["frames"]), "most": patches["most"] // patches["frames"]}
+        patches |= {**limits, "enlarges": "down"}
+    return description
+
+
+def _in_large_patches(values: dict[str, Any]) -> dict[str, Any]:
+    """Patches of an image at nearly its own size, and of more pixels."""
+    description = _in_patches(values, 384 * 384, 1536 * 1536, frames=1)
+    return {**description, "patches": {**description["patches"], "enlarges": "nearest"}}
 
 
 def _in_filled_area(values: dict[str, Any]) -> dict[str, Any]:
@@ -151,12 +170,16 @@ def _in_filled_area(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _in_lines(values: dict[str, Any]) -> dict[str, Any]:
-    """Patches of an image with a limited longer side, with a text after each line of rows."""
+    """Patches of an image with a limited longer side."""
     side = _side(values.get("patch_size"), "height", 16)
     patches = {"merge": values["merge_size"], "frames": 1, "least": 1, "most": 1 << 32}
     longest = _side(values.get("size"), "longest_edge", 1024)
-    texts = {"between": values["image_break_token"], "after": values["image_end_token"]}
-    return {"height": side, "width": side, "longest": longest, "patches": patches, **texts}
+    return {"height": side, "width": side, "longest": longest, "patches": patches}
+
+
+def _in_marked_lines(values: dict[str, Any]) -> dict[str, Any]:
+    """The same with a text after each line of rows."""
+    return {**_in_lines(values), "between": values["image_break_token"], "after": values["image_end_token"]}
 
 
 def _with_merged_patches(folder: Path, values: dict[str, Any]) -> dict[str, Any]:
@@ -180,7 +203,10 @@ _KINDS: dict[str, tuple[Callable[[dict[str, Any]], dict[str, Any] | None], int, 
     "gemma4": (_in_filled_area, _BICUBIC, _UNCHANGED),
     "internvl": (_on_canvas, _BICUBIC, _CLIP),
     "qwen": (_in_patches, _BICUBIC, _CLIP),
-    "mistral3": (_in_lines, _BICUBIC, _CLIP),
+    "glm": (_in_patches_of_frames, _BICUBIC, _CLIP),
+    "lighton_ocr": (_in_lines, _BICUBIC, _CLIP),
+    "mistral3": (_in_marked_lines, _BICUBIC, _CLIP),
+    "paddleocr_vl": (_in_large_patches, _BICUBIC, _CLIP),
     "idefics3": (_in_tiles, _LANCZOS, _HALVES),
 }
 

@@ -54,12 +54,16 @@ class EncoderModel:
         kind: the class of transformers, without "Config" or "ForConditionalGeneration".
         config: settings for a number of positions.
         reads: kind of the encoder's input, by its name.
+        frames: number of frames in a patch of an image of any size; 0 for images of one size.
+        processor: settings in preprocessor_config.json; none for no file.
         factors: factors of weights whose names contain a text, chosen with the seed so that greedy tokens differ.
     """
 
     kind: str
     config: Callable[[int], dict[str, Any]]
     reads: str
+    frames: int = 0
+    processor: Mapping[str, Any] = field(default_factory=dict)
     factors: Mapping[str, float] = field(default_factory=dict)
     seed: int = 0
 
@@ -271,6 +275,42 @@ def _qwen3_vl_moe(positions: int) -> dict[str, Any]:
     return {**config, "text_config": {**config["text_config"], "model_type": "qwen3_vl_moe_text", **mixture}}
 
 
+def _glm(positions: int, **text: Any) -> dict[str, Any]:
+    """Learned positions, which are interpolated."""
+    sizes = {"hidden_size": 24, "intermediate_size": 32, "out_hidden_size": 32, "image_size": 20}
+    config = _patches("glm4v", positions, sizes, **text)
+    rope = {**config["text_config"]["rope_parameters"], "partial_rotary_factor": 1.0}
+    return {**config, "text_config": {**config["text_config"], "rope_parameters": rope}}
+
+
+def _glm4v_moe(positions: int) -> dict[str, Any]:
+    mixture = {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1, "first_k_dense_replace": 1}
+    sizes = {"moe_intermediate_size": 24, "num_hidden_layers": 2, "n_group": 1, "topk_group": 1}
+    return _glm(positions, model_type="glm4v_moe_text", **mixture, **sizes)
+
+
+def _glm_ocr(positions: int) -> dict[str, Any]:
+    return _glm(positions, model_type="glm_ocr_text")
+
+
+def _glm46v(positions: int) -> dict[str, Any]:
+    config = _glm(positions)
+    return {**config, "vision_config": {**config["vision_config"], "model_type": "glm4v_vision"}}
+
+
+def _paddleocr_vl(positions: int) -> dict[str, Any]:
+    vision = {**_VISION, "patch_size": 4, "image_size": 20}
+    config = _patches("paddleocr_vl", positions, {}, use_bias=True)
+    return {**config, "vision_config": {**vision, "spatial_merge_size": 2}}
+
+
+def _lighton_ocr(positions: int) -> dict[str, Any]:
+    config = _mistral3(positions)
+    text = {**config["text_config"], "model_type": "qwen3"}
+    del config["image_token_index"]
+    return {**config, "text_config": text, "image_token_id": 258}
+
+
 def _internvl(positions: int) -> dict[str, Any]:
     vision = {**_VISION, "image_size": [16, 16], "patch_size": [4, 4], "model_type": "internvl_vision"}
     return {
@@ -303,31 +343,47 @@ def _voxtral(positions: int) -> dict[str, Any]:
 _GRIDS = [(1, 4, 8), (1, 12, 6), (1, 2, 2)]  # frames, rows and columns of patches of images
 _PATCHES = {"patch_size": 4, "size": {"shortest_edge": 8 * 8, "longest_edge": 40 * 40}}
 _FILLED = {"patch_size": 4, "pooling_kernel_size": 2, "max_soft_tokens": 70, "do_normalize": False}
+_PIXTRAL = {"patch_size": {"height": 8, "width": 8}, "size": {"longest_edge": 48}}
+_TILED = {"size": {"longest_edge": 32}, "max_image_size": {"longest_edge": 16}}
+_HEARD = {"feature_size": 8, "chunk_length": 1}
 _FRAMES = [100, 37, 80]  # of sounds, without padding
 _POSITIONS = {"decoder.embed_positions": 4.0, "decoder.layers.0.self_attn.v_proj": 4.0}
 _ATTENTION = {"shared": 0.1, "SelfAttention.v": 8.0, "SelfAttention.o": 8.0}
 ENCODER_MODELS = {
     "whisper": EncoderModel("Whisper", _whisper, "input_features"),
     "whisper-tiny": EncoderModel("Whisper", _whisper_tiny, "input_features"),
-    "bart": EncoderModel("Bart", _bart, "input_ids", _POSITIONS, seed=1),
-    "t5": EncoderModel("T5", _t5, "input_ids", _ATTENTION, seed=2),
+    "bart": EncoderModel("Bart", _bart, "input_ids", factors=_POSITIONS, seed=1),
+    "t5": EncoderModel("T5", _t5, "input_ids", factors=_ATTENTION, seed=2),
     "t5gemma": EncoderModel("T5Gemma", _t5gemma, "input_ids", seed=3),
-    "llava": EncoderModel("Llava", _llava, "pixel_values"),
-    "smolvlm": EncoderModel("SmolVLM", _idefics, "pixel_values"),
-    "idefics3": EncoderModel("Idefics3", _idefics, "pixel_values"),
-    "gemma3": EncoderModel("Gemma3", _gemma3, "pixel_values"),
-    "gemma4": EncoderModel("Gemma4", _gemma4, "pixel_values"),
-    "gemma4_mixture": EncoderModel("Gemma4", _gemma4_mixture, "pixel_values"),
-    "internvl": EncoderModel("InternVL", _internvl, "pixel_values"),
-    "mistral3": EncoderModel("Mistral3", _mistral3, "pixel_values"),
-    "qwen2_vl": EncoderModel("Qwen2VL", _qwen2_vl, "pixel_values"),
-    "qwen2_5_vl": EncoderModel("Qwen2_5_VL", _qwen2_5_vl, "pixel_values"),
-    "qwen3_5": EncoderModel("Qwen3_5", _qwen3_5, "pixel_values"),
-    "qwen3_5_moe": EncoderModel("Qwen3_5Moe", _qwen3_5_moe, "pixel_values"),
-    "qwen3_vl": EncoderModel("Qwen3VL", _qwen3_vl, "pixel_values"),
-    "qwen3_vl_moe": EncoderModel("Qwen3VLMoe", _qwen3_vl_moe, "pixel_values"),
-    "qwen2_audio": EncoderModel("Qwen2Audio", _qwen2_audio, "input_features"),
-    "voxtral": EncoderModel("Voxtral", _voxtral, "input_features"),
+    "llava": EncoderModel(
+        "Llava",
+        _llava,
+        "pixel_values",
+        processor={"size": {"shortest_edge": 16}, "crop_size": {"height": 16, "width": 16}},
+    ),
+    "smolvlm": EncoderModel("SmolVLM", _idefics, "pixel_values", processor=_TILED),
+    "idefics3": EncoderModel("Idefics3", _idefics, "pixel_values", processor=_TILED),
+    "gemma3": EncoderModel("Gemma3", _gemma3, "pixel_values", processor={"size": {"height": 16, "width": 16}}),
+    "gemma4": EncoderModel("Gemma4", _gemma4, "pixel_values", 1, _FILLED),
+    "gemma4_mixture": EncoderModel("Gemma4", _gemma4_mixture, "pixel_values", 1, _FILLED),
+    "glm4v": EncoderModel("Glm4v", _glm, "pixel_values", 2, _PATCHES),
+    "glm4v_moe": EncoderModel("Glm4vMoe", _glm4v_moe, "pixel_values", 2, _PATCHES),
+    "glm46v": EncoderModel("Glm46V", _glm46v, "pixel_values", 2, _PATCHES),
+    "glm_ocr": EncoderModel("GlmOcr", _glm_ocr, "pixel_values", 2, _PATCHES),
+    "internvl": EncoderModel(
+        "InternVL", _internvl, "pixel_values", processor={"size": {"height": 16, "width": 16}, "max_patches": 6}
+    ),
+    "lighton_ocr": EncoderModel("LightOnOcr", _lighton_ocr, "pixel_values", 1, _PIXTRAL),
+    "mistral3": EncoderModel("Mistral3", _mistral3, "pixel_values", 1, _PIXTRAL),
+    "paddleocr_vl": EncoderModel("PaddleOCRVL", _paddleocr_vl, "pixel_values", 1, _PATCHES),
+    "qwen2_vl": EncoderModel("Qwen2VL", _qwen2_vl, "pixel_values", 2, _PATCHES),
+    "qwen2_5_vl": EncoderModel("Qwen2_5_VL", _qwen2_5_vl, "pixel_values", 2, _PATCHES),
+    "qwen3_5": EncoderModel("Qwen3_5", _qwen3_5, "pixel_values", 2, _PATCHES),
+    "qwen3_5_moe": EncoderModel("Qwen3_5Moe", _qwen3_5_moe, "pixel_values", 2, _PATCHES),
+    "qwen3_vl": EncoderModel("Qwen3VL", _qwen3_vl, "pixel_values", 2, _PATCHES),
+    "qwen3_vl_moe": EncoderModel("Qwen3VLMoe", _qwen3_vl_moe, "pixel_values", 2, _PATCHES),
+    "qwen2_audio": EncoderModel("Qwen2Audio", _qwen2_audio, "input_features", processor=_HEARD),
+    "voxtral": EncoderModel("Voxtral", _voxtral, "input_features", processor=_HEARD),
 }
 
 
@@ -354,20 +410,8 @@ def save_encoder_model(name: str, folder: Path, positions: int = 96) -> Any:
     tokens = WHISPER_TOKENS if made.kind == "Whisper" else IMAGE_TOKENS
     (folder / "tokenizer.json").write_text(json.dumps(byte_tokenizer(tokens)))
     (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": TEMPLATE}))
-    processors = {
-        "llava": {"size": {"shortest_edge": 16}, "crop_size": {"height": 16, "width": 16}},
-        "smolvlm": {"size": {"longest_edge": 32}, "max_image_size": {"longest_edge": 16}},
-        "idefics3": {"size": {"longest_edge": 32}, "max_image_size": {"longest_edge": 16}},
-        "gemma3": {"size": {"height": 16, "width": 16}},
-        "internvl": {"size": {"height": 16, "width": 16}, "max_patches": 6},
-        "mistral3": {"patch_size": {"height": 8, "width": 8}, "size": {"longest_edge": 48}},
-        **dict.fromkeys(["gemma4", "gemma4_mixture"], _FILLED),
-        "qwen2_audio": {"feature_size": 8, "chunk_length": 1},
-        "voxtral": {"feature_size": 8, "chunk_length": 1},
-        **{each: _PATCHES for each in ENCODER_MODELS if each.startswith("qwen") and each != "qwen2_audio"},
-    }
-    if name in processors:
-        (folder / "preprocessor_config.json").write_text(json.dumps(processors[name]))
+    if made.processor:
+        (folder / "preprocessor_config.json").write_text(json.dumps(made.processor))
     return model
 
 
@@ -376,8 +420,7 @@ def encoder_input(name: str, random: np.random.Generator, size: int = 12) -> dic
     made = ENCODER_MODELS[name]
     if reads_patches(name):
         grids = np.array(_GRIDS[:size])
-        frames = 2 if name.startswith("qwen") else 1
-        patches = random.standard_normal((grids.prod(1).sum(), 3 * frames * 4 * 4)).astype(np.float32)
+        patches = random.standard_normal((grids.prod(1).sum(), 3 * made.frames * 4 * 4)).astype(np.float32)
         return {made.reads: patches, "image_grid_thw": grids}
     if name in ("qwen2_audio", "voxtral"):
         features = random.standard_normal((size, 8, 100)).astype(np.float32)
@@ -393,7 +436,7 @@ def encoder_input(name: str, random: np.random.Generator, size: int = 12) -> dic
 
 def reads_patches(name: str) -> bool:
     """True for encoders of images of all sizes."""
-    return name.endswith(("_vl", "_vl_moe")) or name.startswith(("gemma4", "mistral3", "qwen3_5"))
+    return ENCODER_MODELS[name].frames > 0
 
 
 def padded_patches(pixel_values: Any, image_grid_thw: Any) -> dict[str, Any]:
@@ -426,6 +469,28 @@ def images_of_patches(pixel_values: Any, image_grid_thw: Any) -> dict[str, Any]:
     return {"pixel_values": pixels, "image_sizes": 4 * image_grid_thw[:, 1:]}
 
 
+def rows_of_patches(pixel_values: Any, image_grid_thw: Any) -> dict[str, Any]:
+    """The patches as PaddleOCR-VL takes them: row by row, each (3, height, width)."""
+    import torch
+
+    images = []
+    for image, (_, rows, columns) in zip(
+        pixel_values.split(image_grid_thw.prod(1).tolist()), image_grid_thw.tolist(), strict=True
+    ):
+        squares = image.reshape(rows // 2, columns // 2, 2, 2, 3, 4, 4).permute(0, 2, 1, 3, 4, 5, 6)
+        images.append(squares.reshape(len(image), 3, 4, 4))
+    return {"pixel_values": torch.cat(images), "image_grid_thw": image_grid_thw}
+
+
+# How transformers takes what `encoder_input` returns, by model type.
+_REFERENCE_INPUTS = {
+    "gemma4": padded_patches,
+    "lighton_ocr": images_of_patches,
+    "mistral3": images_of_patches,
+    "paddleocr_vl": rows_of_patches,
+}
+
+
 def media_prompt(name: str, size: int) -> list[int]:
     """A prompt with placeholders for this many images or sounds of `encoder_input`."""
     if reads_patches(name):
@@ -444,10 +509,8 @@ def encoder_greedy(model: Any, prompt: list[int], count: int, **inputs: Any) -> 
     name = "decoder_input_ids" if model.config.is_encoder_decoder else "input_ids"
     given = {key: torch.as_tensor(value) for key, value in inputs.items()}
     rows, tokens, kind = [], list(prompt), model.config.model_type
-    if kind == "gemma4" and given:
-        given = padded_patches(**given)
-    if kind == "mistral3" and given:
-        given = images_of_patches(**given)
+    if given and kind in _REFERENCE_INPUTS:
+        given = _REFERENCE_INPUTS[kind](**given)
     kinds = (
         "token_type_ids"
         if kind == "gemma3"

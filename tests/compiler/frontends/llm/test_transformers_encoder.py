@@ -32,12 +32,14 @@ from tests.compiler.frontends.llm.encoder_models import (
     images_of_patches,
     media_prompt,
     padded_patches,
+    rows_of_patches,
     save_encoder_model,
 )
 from tests.compiler.serving.server import Running, serving
 
 transformers = pytest.importorskip("transformers")
 _IMAGE = 258
+_ON_REQUEST = ("gemma4", "lighton_ocr", "mistral3", "qwen3_5")  # images=True
 _SPEECH = [START, 258, 261, 262]  # <|startoftranscript|><|en|><|transcribe|><|notimestamps|>
 
 
@@ -49,7 +51,7 @@ class _GrowingFunction(NamedTuple):
 
 def _made(name: str, folder: Path) -> _GrowingFunction:
     reference = save_encoder_model(name, folder)
-    module = compiler.compile(folder, threads=1, images=name.startswith(("gemma4", "mistral3", "qwen3_5")))
+    module = compiler.compile(folder, threads=1, images=name.startswith(_ON_REQUEST))
     module.export(folder / f"{name}.twm")
     return _GrowingFunction(reference, LanguageModel(module), folder / f"{name}.twm")
 
@@ -80,6 +82,12 @@ def client(server: Running) -> Iterator[Any]:
 
 def _picture(seed: int, height: int = 16, width: int = 32) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3)).astype(np.uint8)
+
+
+def _tensors(arrays: dict[str, np.ndarray]) -> dict[str, Any]:
+    import torch
+
+    return {name: torch.from_numpy(each) for name, each in arrays.items()}
 
 
 def _speech(seconds: float = 1.0, rate: int = 16000) -> bytes:
@@ -168,6 +176,12 @@ def test_images_stand_where_their_tokens_do(smolvlm: _GrowingFunction) -> None:
         "gemma4_mixture",
         "mistral3",
         "qwen3_5",
+        "glm4v",
+        "glm4v_moe",
+        "glm46v",
+        "glm_ocr",
+        "lighton_ocr",
+        "paddleocr_vl",
     ],
 )
 def test_rows_of_images_and_sounds_take_the_places_of_tokens(name: str, tmp_path: Path) -> None:
@@ -262,9 +276,34 @@ def test_patches_and_canvases_are_those_of_the_processors_of_transformers(
     assert texts == [f"<img>{'<image>' * 4 * int(tiles)}</img>" for tiles in wanted["num_patches"]]
 
 
+@pytest.mark.parametrize("shape", [(16, 32), (70, 23), (5, 61), (61, 6), (7, 7), (101, 143)])
+def test_small_images_are_enlarged_for_ocr(shape: tuple[int, int], tmp_path: Path) -> None:
+    from transformers.models.glm4v.image_processing_pil_glm4v import Glm4vImageProcessorPil
+    from transformers.models.glm46v.image_processing_pil_glm46v import Glm46VImageProcessorPil
+    from transformers.models.paddleocr_vl.image_processing_pil_paddleocr_vl import PaddleOCRVLImageProcessorPil
+
+    pictures = [_picture(2, *shape), _picture(3, 40, 50)]
+    for kind, made in (
+        ("glm_ocr", Glm46VImageProcessorPil),
+        ("glm4v", Glm4vImageProcessorPil),
+        ("paddleocr_vl", PaddleOCRVLImageProcessorPil),
+    ):
+        processor = made(patch_size=4, size={"shortest_edge": 17 * 17, "longest_edge": 61 * 61})
+        processor.save_pretrained(tmp_path)
+        preparation = read_images(tmp_path, kind, 1, "<image>")
+        assert preparation is not None
+        assert preparation.patches is not None
+        wanted = dict(processor(pictures, return_tensors="np"))
+        found, texts = prepared_patches(pictures, preparation, preparation.patches)
+        if kind == "paddleocr_vl":
+            found = {name: np.asarray(each) for name, each in rows_of_patches(**_tensors(found)).items()}
+        for name, values in found.items():
+            np.testing.assert_allclose(values, wanted[name], atol=1e-5, err_msg=kind)
+        assert texts == ["<image>" * int(grid.prod() // 4) for grid in wanted["image_grid_thw"]]
+
+
 @pytest.mark.parametrize("shape", [(16, 32), (70, 23), (9, 500), (500, 9)])
 def test_images_fill_the_area_that_gemma_4_reads(shape: tuple[int, int], tmp_path: Path) -> None:
-    import torch
     from transformers.models.gemma4.image_processing_pil_gemma4 import Gemma4ImageProcessorPil
 
     processor = Gemma4ImageProcessorPil(patch_size=4, pooling_kernel_size=2, max_soft_tokens=70)
@@ -275,7 +314,7 @@ def test_images_fill_the_area_that_gemma_4_reads(shape: tuple[int, int], tmp_pat
     pictures = [_picture(2, *shape), _picture(3, 40, 40)]
     wanted = processor(pictures, return_tensors="np")
     found, texts = prepared_patches(pictures, preparation, preparation.patches)
-    padded = padded_patches(**{key: torch.from_numpy(each) for key, each in found.items()})
+    padded = padded_patches(**_tensors(found))
     for name, values in padded.items():
         longest = values.shape[1]
         np.testing.assert_allclose(values, wanted[name][:, :longest], atol=1e-5)
@@ -284,7 +323,6 @@ def test_images_fill_the_area_that_gemma_4_reads(shape: tuple[int, int], tmp_pat
 
 @pytest.mark.parametrize("shape", [(16, 32), (70, 23), (20, 400), (49, 48)])
 def test_images_keep_their_size_up_to_the_longest_side_of_mistral_3(shape: tuple[int, int], tmp_path: Path) -> None:
-    import torch
     from transformers.models.pixtral.image_processing_pil_pixtral import PixtralImageProcessorPil
 
     processor = PixtralImageProcessorPil(patch_size={"height": 8, "width": 8}, size={"longest_edge": 48})
@@ -297,7 +335,7 @@ def test_images_keep_their_size_up_to_the_longest_side_of_mistral_3(shape: tuple
     pictures = [_picture(2, *shape), _picture(3, 40, 40)]
     wanted = processor(pictures, return_tensors="np")
     found, texts = prepared_patches(pictures, preparation, preparation.patches)
-    for name, values in images_of_patches(**{key: torch.from_numpy(each) for key, each in found.items()}).items():
+    for name, values in images_of_patches(**_tensors(found)).items():
         np.testing.assert_allclose(values, wanted[name], atol=1e-5)
     lines = [["<image>" * (width // 8)] * (height // 8) for height, width in wanted["image_sizes"]]
     assert texts == ["[IMG_BREAK]".join(each) + "[IMG_END]" for each in lines]
