@@ -15,6 +15,7 @@ ADAPTER = "adapter"  # the input that selects an adapter; 0 for none
 
 Token = Annotated[int, Meta(ge=0, le=(1 << 31) - 1)]
 Size = Annotated[int, Meta(ge=1, le=1 << 20)]
+Tiles = Annotated[int, Meta(ge=1, le=1024)]
 
 
 class AudioPreparation(Record, frozen=True, kw_only=True):
@@ -41,6 +42,25 @@ class AudioPreparation(Record, frozen=True, kw_only=True):
     masked: bool = False
 
 
+class PatchTiles(Record, frozen=True, kw_only=True):
+    """Splitting of large images into square tiles, each of which is split into patches.
+
+    Attributes:
+        side: number of rows and columns of pixels.
+        least, most: minimum and maximum number of tiles; their grid has nearly the image's aspect ratio.
+        above: number of pixels above which an image is split.
+        overview: the whole image follows its tiles.
+        mark: text before each tile, with {row} and {column}, counted from 1.
+    """
+
+    side: Size
+    least: Tiles
+    most: Tiles
+    above: Annotated[float, Meta(ge=0)]
+    overview: bool
+    mark: str = ""
+
+
 class PatchPreparation(Record, frozen=True, kw_only=True):
     """Splitting of an image of any size into patches, which the encoder reads in sequence.
 
@@ -48,17 +68,19 @@ class PatchPreparation(Record, frozen=True, kw_only=True):
         merge: the encoder computes one row from a square of this many by this many patches.
         frames: how often a patch is repeated, because video encoders read several frames at once.
         enlarges: images with a side shorter than a row are enlarged first, with sides rounded down or to the nearest
-            pixel; None: they are not.
+            pixel ("side": that side alone, of images of any aspect ratio); None: they are not.
         fills: images are enlarged or reduced to as many pixels as `most` allows, and sides rounded down.
         least, most: minimum and maximum number of pixels of an image, to which images are resized.
+        tiles: how large images are split first; None: they are not.
     """
 
     merge: Size
     frames: Size
-    enlarges: Literal["down", "nearest"] | None = None
+    enlarges: Literal["down", "nearest", "side"] | None = None
     fills: bool = False
     least: Annotated[int, Meta(ge=1, le=1 << 32)]
     most: Annotated[int, Meta(ge=1, le=1 << 32)]
+    tiles: PatchTiles | None = None
 
 
 class ImagePreparation(Record, frozen=True, kw_only=True):
@@ -95,7 +117,7 @@ class ImagePreparation(Record, frozen=True, kw_only=True):
     shortest: Size | None = None
     longest: Size | None = None
     splits: bool = False
-    canvas: tuple[Size, Size] | None = None
+    canvas: tuple[Tiles, Tiles] | None = None
     patches: PatchPreparation | None = None
     frame: str = ""
     overview: str = ""

@@ -39,33 +39,67 @@ def prepared_patches(
 
     Raises as `prepared_images`.
     """
-    side, merge = preparation.height, patches.merge
     found, grids, texts = [], [], []
     for image in images:
-        read = read_image(image)
-        size = _in_area(read.width, read.height, side * merge, patches)
-        if preparation.longest is not None:
-            size = _within(read.width, read.height, side * merge, preparation.longest)
-        values = _normalized(read.resize(size, preparation.resample), preparation)
-        columns, rows = size[0] // side, size[1] // side
-        cells = values.reshape(len(values), rows // merge, merge, side, columns // merge, merge, side)
-        cells = cells.transpose(1, 4, 2, 5, 0, 3, 6)[..., None, :, :].repeat(patches.frames, -3)
-        found.append(cells.reshape(rows * columns, -1))
-        grids.append((1, rows, columns))
-        lines = [preparation.text * (columns // merge)] * (rows // merge)
-        texts.append(f"{preparation.before}{preparation.between.join(lines)}{preparation.after}")
+        parts, columns = _patch_parts(read_image(image), preparation, patches)
+        cells = [_cells(part, preparation, patches) for part in parts]
+        found += [each.reshape(-1, each[0, 0].size) for each in cells]
+        grids += [(1, *each.shape[:2]) for each in cells]
+        texts.append(_patch_text(preparation, patches, grids[-len(cells) :], columns))
     return {"pixel_values": np.concatenate(found), "image_grid_thw": np.array(grids, np.int64)}, texts
+
+
+def _patch_parts(image: Any, preparation: ImagePreparation, patches: PatchPreparation) -> tuple[list[Any], int]:
+    """Return the tiles of an image and the resized image, and the number of columns of tiles, 0 if it is not split."""
+    side = preparation.height * patches.merge
+    size = _in_area(image.width, image.height, side, patches)
+    if preparation.longest is not None:
+        size = _within(image.width, image.height, side, preparation.longest)
+    whole, tiles = image.resize(size, preparation.resample), patches.tiles
+    rounded = math.prod(max(preparation.height, round(each / side) * side) for each in (image.width, image.height))
+    if tiles is None or rounded <= tiles.above:
+        return [whole], 0
+    square = (tiles.side, tiles.side)
+    columns, rows = _nearest_grid(image, square, (tiles.least, tiles.most))
+    cut = _cut(image.resize((columns * tiles.side, rows * tiles.side), preparation.resample), square)
+    return [*cut, *([whole] if tiles.overview else [])], columns
+
+
+def _cells(image: Any, preparation: ImagePreparation, patches: PatchPreparation) -> Array:
+    """Return patches (rows, columns, ...) of an image, of which squares that make one row are consecutive."""
+    side, merge = preparation.height, patches.merge
+    values = _normalized(image, preparation)
+    rows, columns = values.shape[1] // side, values.shape[2] // side
+    cells = values.reshape(len(values), rows // merge, merge, side, columns // merge, merge, side)
+    cells = cells.transpose(1, 4, 2, 5, 0, 3, 6)[..., None, :, :].repeat(patches.frames, -3)
+    return cells.reshape(rows, columns, *cells.shape[4:])
+
+
+def _patch_text(
+    preparation: ImagePreparation, patches: PatchPreparation, grids: list[tuple[int, ...]], tiles_across: int
+) -> str:
+    """Return the text of an image whose parts have these (frames, rows, columns) of patches."""
+    lines = [[preparation.text * (columns // patches.merge)] * (rows // patches.merge) for _, rows, columns in grids]
+    parts = [preparation.between.join(each) for each in lines]
+    if tiles_across and patches.tiles is not None:
+        number = len(parts) - patches.tiles.overview
+        places = [(index // tiles_across + 1, index % tiles_across + 1) for index in range(number)]
+        mark = patches.tiles.mark
+        marks = [mark.replace("{row}", str(row)).replace("{column}", str(column)) for row, column in places]
+        parts = [mark + part for mark, part in zip([*marks, preparation.overview], parts, strict=False)]
+    return f"{preparation.before}{''.join(parts)}{preparation.after}"
 
 
 def _in_area(width: int, height: int, side: int, patches: PatchPreparation) -> tuple[int, int]:
     """Return sizes near those of an image that are multiples of `side`, with between `least` and `most` pixels."""
     if patches.fills:
         return _filling(width, height, side, patches.most)
-    if patches.enlarges is not None:
+    if patches.enlarges in ("down", "nearest"):
         width, height = _enlarged(width, height, side, patches.enlarges)
-    if max(width, height) > 200 * min(width, height):
+    shortest = side if patches.enlarges == "side" else 0
+    if not shortest and max(width, height) > 200 * min(width, height):
         raise InputError(f"an image of {width} x {height} pixels is more than 200 times as long as it is wide")
-    across, down = (round(each / side) * side for each in (width, height))
+    across, down = (max(shortest, round(each / side) * side) for each in (width, height))
     if across * down > patches.most:
         factor = math.sqrt(width * height / patches.most)
         across, down = (max(side, math.floor(each / factor / side) * side) for each in (width, height))
@@ -133,6 +167,13 @@ def _cut(image: Any, size: tuple[int, int]) -> list[Any]:
 def _on_canvas(image: Any, size: tuple[int, int], tiles: tuple[int, int], filter_: int) -> list[Any]:
     """Cut an image into the grid, with a number of tiles within `tiles`, whose aspect ratio is closest; and append the
     image itself."""
+    columns, rows = _nearest_grid(image, size, tiles)
+    cut = _cut(image.resize((columns * size[0], rows * size[1]), filter_), size)
+    return cut if len(cut) == 1 else [*cut, image.resize(size, filter_)]
+
+
+def _nearest_grid(image: Any, size: tuple[int, int], tiles: tuple[int, int]) -> tuple[int, int]:
+    """Return columns and rows of the grid of tiles whose aspect ratio is closest to an image's."""
     least, most = tiles
     sides = range(1, most + 1)
     grids = [(columns, rows) for columns in sides for rows in sides if least <= columns * rows <= most]
@@ -142,8 +183,7 @@ def _on_canvas(image: Any, size: tuple[int, int], tiles: tuple[int, int], filter
         covered = 0.5 * size[0] * size[1] * columns * rows
         if distance < nearest or (distance == nearest and image.width * image.height > covered):
             best, nearest = (columns, rows), distance
-    cut = _cut(image.resize((best[0] * size[0], best[1] * size[1]), filter_), size)
-    return cut if len(cut) == 1 else [*cut, image.resize(size, filter_)]
+    return best
 
 
 def _longest(width: int, height: int, longest: int) -> tuple[int, int]:

@@ -23,6 +23,7 @@ from compiler.frontends.llm.media_rows import FEATURES
 from compiler.frontends.llm.patch_encoders import (
     gemma4_rows,
     glm_rows,
+    lfm2_rows,
     lighton_rows,
     mistral_rows,
     paddle_rows,
@@ -90,6 +91,7 @@ MEDIA_MODELS: Mapping[str, MediaModel] = {
     "glm_ocr": _GLM,
     "idefics3": MediaModel(reads=ImagesOfTexts, rows=_idefics_rows, text="text_model"),
     "internvl": MediaModel(reads=Images, rows=_intern_rows),
+    "lfm2_vl": MediaModel(reads=Patches, rows=lfm2_rows, text=None),
     "lighton_ocr": MediaModel(reads=Patches, rows=lighton_rows, text=None),
     "llava": MediaModel(reads=Images, rows=_llava_rows),
     "mistral3": MediaModel(reads=Patches, rows=mistral_rows, text=None),

@@ -23,7 +23,7 @@ def gemma4_rows(model: Any, pixels: Tensor, grids: Tensor) -> Outputs:
     embedder, side = tower.patch_embedder, tower.config.patch_size
     # In the table of learned positions; callers may pass any grids.
     places = patches.coordinates.flip(-1)[None].clamp(0, embedder.position_embedding_size - 1)  # (x, y)
-    values = pixels.reshape(-1, 3, side, side).permute(0, 2, 3, 1).reshape(1, pixels.shape[0], -1)
+    values = _channels_last(pixels, side)[None]
     hidden = embedder(values, places, torch.zeros((1, pixels.shape[0]), dtype=torch.bool))
     mask = patches.mask()
     rotations = tower.encoder.rotary_emb(hidden, places)
@@ -50,6 +50,20 @@ def glm_rows(model: Any, pixels: Tensor, grids: Tensor) -> Outputs:
     squares = visual.post_layernorm(hidden).unflatten(0, (-1, visual.spatial_merge_size, visual.spatial_merge_size))
     merged = visual.downsample(squares.permute(0, 3, 1, 2)).flatten(1)
     return {FEATURES: visual.merger(merged), SHIFTS: patches.shifts()}
+
+
+def lfm2_rows(model: Any, pixels: Tensor, grids: Tensor) -> Outputs:
+    """Rows of LFM2-VL (SigLIP 2's encoder), with attention within images or tiles."""
+    tower, projector = model.model.vision_tower, model.model.multi_modal_projector
+    patches, embeddings = PatchPositions(grids, pixels.shape[0], merge_size(model.config)), tower.embeddings
+    hidden = embeddings.patch_embedding(_channels_last(pixels, embeddings.patch_size))
+    hidden = (hidden + patches.smoothed(embeddings.position_embedding.weight))[None]
+    for layer in tower.encoder.layers:
+        hidden = layer(hidden, patches.mask())
+    merged = tower.post_layernorm(hidden).reshape(-1, patches.unit * hidden.shape[-1])
+    if projector.use_layer_norm:
+        merged = projector.layer_norm(merged)
+    return {FEATURES: projector.linear_2(projector.act(projector.linear_1(merged)))}
 
 
 def lighton_rows(model: Any, pixels: Tensor, grids: Tensor) -> Outputs:
@@ -103,6 +117,11 @@ def qwen_rows(model: Any, pixels: Tensor, grids: Tensor) -> Outputs:
     outputs = {FEATURES: features.pooler_output, SHIFTS: patches.shifts()}
     deep = getattr(features, "deepstack_features", None)
     return {**outputs, DEEP: torch.stack(deep, 1)} if deep else outputs
+
+
+def _channels_last(pixels: Tensor, side: int) -> Tensor:
+    """Reorder patches of (channels, rows, columns) to (rows, columns, channels)."""
+    return pixels.reshape(-1, 3, side, side).permute(0, 2, 3, 1).flatten(1)
 
 
 def _pixtral_states(tower: Any, patches: PatchPositions, pixels: Tensor) -> list[Tensor]:

@@ -59,6 +59,14 @@ class PatchPositions:
         indices, weights = self.taps(int(table.shape[0] ** 0.5), mode, align_corners=False)
         return (table[indices] * weights[..., None]).sum(1)
 
+    def smoothed(self, table: Tensor) -> Tensor:
+        """Return learned positions (patches, width) from a square `table`, as `torch.nn.functional.interpolate`
+        with mode "bilinear" and antialias=True."""
+        side = int(table.shape[0] ** 0.5)
+        axes = ((self._row, self._height), (self._column, self._width))
+        down, along = (_smoothing_weights(index, size, side) for index, size in axes)
+        return (down[:, :, None] * along[:, None]).flatten(1) @ table
+
     def shifts(self) -> Tensor:
         """See `SHIFTS`: an image spans as many positions as its longer side has rows."""
         longest = torch.maximum(self._grids[:, 1], self._grids[:, 2]) // self._merge
@@ -70,10 +78,19 @@ class PatchPositions:
         return torch.stack(found, -1)[:: self.unit]
 
 
+def _smoothing_weights(index: Tensor, size: Tensor, side: int) -> Tensor:
+    """Return weights (patches, side) of a linear filter that is widened where it reduces."""
+    scale = (side / size.clamp(1).to(torch.float32))[:, None]
+    center = (index[:, None] + 0.5) * scale - 0.5
+    weights = (1 - (torch.arange(side) - center).abs() / scale.clamp(min=1)).clamp(min=0)
+    return weights / weights.sum(-1, keepdim=True)
+
+
 def merge_size(config: Any) -> int:
     """Return the side of the square of patches that make one row."""
-    vision, name = config.vision_config, "spatial_merge_size"
-    return int(getattr(config, name, None) or getattr(vision, name, None) or vision.pooling_kernel_size)
+    names = ("spatial_merge_size", "downsample_factor", "pooling_kernel_size")
+    parts = (config, config.vision_config)
+    return next(int(getattr(part, name)) for name in names for part in parts if getattr(part, name, None))
 
 
 def attend_within_segments(visual: Any) -> None:

@@ -65,6 +65,8 @@ def read_images(
     if not all(values.get(each, True) for each in ("do_resize", "do_rescale")):
         return None
     family = next((each for each in ("glm", "qwen") if kind.startswith(each)), kind)
+    if kind == "lfm2_vl":
+        values = {**values, "use_image_special_tokens": _processor(folder).get("use_image_special_tokens", True)}
     if kind in ("lighton_ocr", "mistral3"):
         values = _with_merged_patches(folder, values)
     layout, resample, (mean, std) = _KINDS.get(family, _KINDS["idefics3"])
@@ -160,6 +162,30 @@ def _in_large_patches(values: dict[str, Any]) -> dict[str, Any]:
     return {**description, "patches": {**description["patches"], "enlarges": "nearest"}}
 
 
+def _in_tiles_of_patches(values: dict[str, Any]) -> dict[str, Any] | None:
+    """Patches of an image, and of square tiles if it is large."""
+    side, merge = values.get("encoder_patch_size", 16), values.get("downsample_factor", 2)
+    limits = [values.get(f"{name}_image_tokens", rows) for name, rows in (("min", 64), ("max", 256))]
+    tolerance = values.get("max_pixels_tolerance", 2.0)
+    if not all(isinstance(each, int | float) for each in (side, merge, *limits, tolerance)):
+        return None
+    least, most = (rows * (side * merge) ** 2 for rows in limits)
+    tiles = {
+        "side": values.get("tile_size", 512),
+        "least": values.get("min_tiles", 2),
+        "most": values.get("max_tiles", 10),
+        "above": most * tolerance,
+        "overview": values.get("use_thumbnail", True),
+    }
+    texts = {}
+    if values["use_image_special_tokens"]:
+        tiles["mark"] = "<|img_row_{row}_col_{column}|>"
+        texts = {"before": "<|image_start|>", "after": "<|image_end|>", "overview": "<|img_thumbnail|>"}
+    splits = values.get("do_image_splitting", True) and tiles["most"] != 1
+    patches = {"merge": merge, "frames": 1, "enlarges": "side", "least": least, "most": most}
+    return {"height": side, "width": side, "patches": {**patches, "tiles": tiles if splits else None}, **texts}
+
+
 def _in_filled_area(values: dict[str, Any]) -> dict[str, Any]:
     """Patches of an image at the largest allowed size with its aspect ratio."""
     side, merge = values.get("patch_size", 16), values.get("pooling_kernel_size", 3)
@@ -186,7 +212,7 @@ def _with_merged_patches(folder: Path, values: dict[str, Any]) -> dict[str, Any]
     """The settings with the sizes of the model's encoder and the texts of processor_config.json."""
     config = read_json(folder / "config.json")
     vision = config.get("vision_config")
-    processor = read_json(folder / _FILES[1]) if (folder / _FILES[1]).exists() else {}
+    processor = _processor(folder)
     texts = {"image_break_token": "[IMG_BREAK]", "image_end_token": "[IMG_END]"}
     return {
         **values,
@@ -204,6 +230,7 @@ _KINDS: dict[str, tuple[Callable[[dict[str, Any]], dict[str, Any] | None], int, 
     "internvl": (_on_canvas, _BICUBIC, _CLIP),
     "qwen": (_in_patches, _BICUBIC, _CLIP),
     "glm": (_in_patches_of_frames, _BICUBIC, _CLIP),
+    "lfm2_vl": (_in_tiles_of_patches, _BILINEAR, _HALVES),
     "lighton_ocr": (_in_lines, _BICUBIC, _CLIP),
     "mistral3": (_in_marked_lines, _BICUBIC, _CLIP),
     "paddleocr_vl": (_in_large_patches, _BICUBIC, _CLIP),
@@ -231,6 +258,11 @@ def _settings(folder: Path, part: str) -> dict[str, Any] | None:
             if section is not values or name == _FILES[0]:
                 return section
     return None
+
+
+def _processor(folder: Path) -> dict[str, Any]:
+    """Return the settings of the whole processor."""
+    return read_json(folder / _FILES[1]) if (folder / _FILES[1]).exists() else {}
 
 
 def _made(kind: Any, folder: Path, **values: Any) -> Any:

@@ -311,6 +311,19 @@ def _lighton_ocr(positions: int) -> dict[str, Any]:
     return {**config, "text_config": text, "image_token_id": 258}
 
 
+def _lfm2_vl(positions: int) -> dict[str, Any]:
+    """Learned positions, which are smoothed in small images, and a decoder with a short convolution."""
+    vision = {**_VISION, "model_type": "siglip2_vision_model", "patch_size": 4, "num_patches": 25}
+    layers = {"num_hidden_layers": 2, "layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False}
+    return {
+        "vision_config": {**vision, "vision_use_head": False},
+        "text_config": {**_TEXT, **layers, "model_type": "lfm2", "max_position_embeddings": positions},
+        "projector_hidden_size": 40,
+        "image_token_id": 258,
+        "tie_word_embeddings": False,
+    }
+
+
 def _internvl(positions: int) -> dict[str, Any]:
     vision = {**_VISION, "image_size": [16, 16], "patch_size": [4, 4], "model_type": "internvl_vision"}
     return {
@@ -343,6 +356,13 @@ def _voxtral(positions: int) -> dict[str, Any]:
 _GRIDS = [(1, 4, 8), (1, 12, 6), (1, 2, 2)]  # frames, rows and columns of patches of images
 _PATCHES = {"patch_size": 4, "size": {"shortest_edge": 8 * 8, "longest_edge": 40 * 40}}
 _FILLED = {"patch_size": 4, "pooling_kernel_size": 2, "max_soft_tokens": 70, "do_normalize": False}
+_SPLIT = {
+    "encoder_patch_size": 4,
+    "tile_size": 16,
+    "min_image_tokens": 4,
+    "max_image_tokens": 16,
+    "max_tiles": 6,
+}
 _PIXTRAL = {"patch_size": {"height": 8, "width": 8}, "size": {"longest_edge": 48}}
 _TILED = {"size": {"longest_edge": 32}, "max_image_size": {"longest_edge": 16}}
 _HEARD = {"feature_size": 8, "chunk_length": 1}
@@ -373,6 +393,7 @@ ENCODER_MODELS = {
     "internvl": EncoderModel(
         "InternVL", _internvl, "pixel_values", processor={"size": {"height": 16, "width": 16}, "max_patches": 6}
     ),
+    "lfm2_vl": EncoderModel("Lfm2Vl", _lfm2_vl, "pixel_values", 1, _SPLIT),
     "lighton_ocr": EncoderModel("LightOnOcr", _lighton_ocr, "pixel_values", 1, _PIXTRAL),
     "mistral3": EncoderModel("Mistral3", _mistral3, "pixel_values", 1, _PIXTRAL),
     "paddleocr_vl": EncoderModel("PaddleOCRVL", _paddleocr_vl, "pixel_values", 1, _PATCHES),
@@ -455,6 +476,13 @@ def padded_patches(pixel_values: Any, image_grid_thw: Any) -> dict[str, Any]:
     return {"pixel_values": values, "image_position_ids": places.long()}
 
 
+def shaped_patches(pixel_values: Any, image_grid_thw: Any) -> dict[str, Any]:
+    """The patches as LFM2-VL takes them: row by row, each image padded to the longest."""
+    padded = padded_patches(pixel_values, image_grid_thw)
+    mask = (padded.pop("image_position_ids")[..., 0] >= 0).int()
+    return {**padded, "spatial_shapes": image_grid_thw[:, 1:], "pixel_attention_mask": mask}
+
+
 def images_of_patches(pixel_values: Any, image_grid_thw: Any) -> dict[str, Any]:
     """The images as Mistral 3 takes them: pixels padded to the largest, with sizes."""
     import torch
@@ -485,6 +513,7 @@ def rows_of_patches(pixel_values: Any, image_grid_thw: Any) -> dict[str, Any]:
 # How transformers takes what `encoder_input` returns, by model type.
 _REFERENCE_INPUTS = {
     "gemma4": padded_patches,
+    "lfm2_vl": shaped_patches,
     "lighton_ocr": images_of_patches,
     "mistral3": images_of_patches,
     "paddleocr_vl": rows_of_patches,

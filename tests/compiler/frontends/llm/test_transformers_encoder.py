@@ -34,12 +34,13 @@ from tests.compiler.frontends.llm.encoder_models import (
     padded_patches,
     rows_of_patches,
     save_encoder_model,
+    shaped_patches,
 )
 from tests.compiler.serving.server import Running, serving
 
 transformers = pytest.importorskip("transformers")
 _IMAGE = 258
-_ON_REQUEST = ("gemma4", "lighton_ocr", "mistral3", "qwen3_5")  # images=True
+_ON_REQUEST = ("gemma4", "lfm2_vl", "lighton_ocr", "mistral3", "qwen3_5")  # images=True
 _SPEECH = [START, 258, 261, 262]  # <|startoftranscript|><|en|><|transcribe|><|notimestamps|>
 
 
@@ -180,6 +181,7 @@ def test_images_stand_where_their_tokens_do(smolvlm: _GrowingFunction) -> None:
         "glm4v_moe",
         "glm46v",
         "glm_ocr",
+        "lfm2_vl",
         "lighton_ocr",
         "paddleocr_vl",
     ],
@@ -300,6 +302,38 @@ def test_small_images_are_enlarged_for_ocr(shape: tuple[int, int], tmp_path: Pat
         for name, values in found.items():
             np.testing.assert_allclose(values, wanted[name], atol=1e-5, err_msg=kind)
         assert texts == ["<image>" * int(grid.prod() // 4) for grid in wanted["image_grid_thw"]]
+
+
+@pytest.mark.parametrize("special", [True, False])
+@pytest.mark.parametrize("shape", [(16, 32), (70, 43), (100, 30), (5, 61), (9, 80), (61, 65)])
+def test_large_images_are_split_for_lfm2(shape: tuple[int, int], special: bool, tmp_path: Path) -> None:
+    import torch
+
+    pytest.importorskip("torchvision")
+    names = ("<image>", "<|image_start|>", "<|image_end|>", "<|img_thumbnail|>")
+    processor = transformers.Lfm2VlImageProcessor(**ENCODER_MODELS["lfm2_vl"].processor)
+    processor.save_pretrained(tmp_path)
+    (tmp_path / "processor_config.json").write_text(json.dumps({"use_image_special_tokens": special}))
+    preparation = read_images(tmp_path, "lfm2_vl", 1, "<image>")
+    assert preparation is not None
+    assert preparation.patches is not None
+    # torchvision rounds to 8 bits in another order, by one step of 255 at the most.
+    pictures = [_picture(2, *shape), _picture(3, 40, 50)]
+    wanted = processor(
+        [torch.from_numpy(each).permute(2, 0, 1) for each in pictures], return_tensors="pt", return_row_col_info=True
+    )
+    found, texts = prepared_patches(pictures, preparation, preparation.patches)
+    for name, values in shaped_patches(**_tensors(found)).items():
+        longest = values.shape[1]
+        np.testing.assert_allclose(values, wanted[name][:, :longest], atol=2.01 / 255 if name == "pixel_values" else 0)
+    helper = transformers.models.lfm2_vl.processing_lfm2_vl.Lfm2VlProcessor
+    made = helper.__new__(helper)
+    made.image_processor = processor
+    made.image_token, made.image_start_token, made.image_end_token, made.image_thumbnail_token = names
+    texts_wanted = [
+        made.replace_image_token(wanted, index, use_image_special_tokens=special) for index in range(len(pictures))
+    ]
+    assert texts == texts_wanted
 
 
 @pytest.mark.parametrize("shape", [(16, 32), (70, 23), (9, 500), (500, 9)])
