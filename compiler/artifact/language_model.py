@@ -98,10 +98,14 @@ class ImagePreparation(Record, frozen=True, kw_only=True):
         longest: the longer side is resized to this length first (for images in patches: if it is longer, and sides are
             rounded up); None: it is not.
         splits: the image is split into tiles, which precede the whole image.
-        canvas: minimum and maximum number of tiles into which an image is split, by the grid whose aspect ratio is
-            nearest to its own; the whole image follows the tiles. None: it is not split.
+        canvas: minimum and maximum number of tiles into which an image is split; the whole image follows them. None: it
+            is not split.
+        grid: the grid of tiles is that whose aspect ratio is nearest to the image's ("aspect"), or that to which the
+            image is enlarged the least, or reduced the least ("scale").
         patches: how an image is split into patches; None: it is not.
         frame, overview: texts around the rows of tiles, and before the rows of the whole image; "" for none.
+        mark, end: texts before the rows of a tile, with {number}, counted from 1, and after the rows of a tile or of
+            the whole image, for images on a canvas.
         resample: the filter, by Pillow's numbers.
         scale, mean, std: (pixel * scale - mean) / std, by channel.
     """
@@ -119,8 +123,11 @@ class ImagePreparation(Record, frozen=True, kw_only=True):
     splits: bool = False
     canvas: tuple[Tiles, Tiles] | None = None
     patches: PatchPreparation | None = None
+    grid: Literal["aspect", "scale"] = "aspect"
     frame: str = ""
     overview: str = ""
+    mark: str = ""
+    end: str = ""
     resample: Annotated[int, Meta(ge=0, le=5)]
     scale: float
     mean: tuple[float, float, float]

@@ -60,7 +60,7 @@ def _patch_parts(image: Any, preparation: ImagePreparation, patches: PatchPrepar
     if tiles is None or rounded <= tiles.above:
         return [whole], 0
     square = (tiles.side, tiles.side)
-    columns, rows = _nearest_grid(image, square, (tiles.least, tiles.most))
+    columns, rows = _nearest_aspect(image, square, (tiles.least, tiles.most))
     cut = _cut(image.resize((columns * tiles.side, rows * tiles.side), preparation.resample), square)
     return [*cut, *([whole] if tiles.overview else [])], columns
 
@@ -144,7 +144,10 @@ def _tiles(image: Any, preparation: ImagePreparation) -> tuple[list[Any], int, i
     if preparation.shortest is not None:
         return [_cropped(image, preparation.shortest, size, filter_)], 0, 0
     if preparation.canvas is not None:
-        return _on_canvas(image, size, preparation.canvas, filter_), 0, 0
+        choose = _NEAREST[preparation.grid]
+        columns, rows = choose(image, size, preparation.canvas)
+        cut = _cut(image.resize((columns * size[0], rows * size[1]), filter_), size)
+        return (cut if len(cut) == 1 else [*cut, image.resize(size, filter_)]), 0, 0
     if preparation.longest is None:
         return [image.resize(size, filter_)], 0, 0
     image = image.resize(_longest(image.width, image.height, preparation.longest), filter_)
@@ -164,15 +167,7 @@ def _cut(image: Any, size: tuple[int, int]) -> list[Any]:
     return [image.crop((x, y, x + width, y + height)) for x, y in corners]
 
 
-def _on_canvas(image: Any, size: tuple[int, int], tiles: tuple[int, int], filter_: int) -> list[Any]:
-    """Cut an image into the grid, with a number of tiles within `tiles`, whose aspect ratio is closest; and append the
-    image itself."""
-    columns, rows = _nearest_grid(image, size, tiles)
-    cut = _cut(image.resize((columns * size[0], rows * size[1]), filter_), size)
-    return cut if len(cut) == 1 else [*cut, image.resize(size, filter_)]
-
-
-def _nearest_grid(image: Any, size: tuple[int, int], tiles: tuple[int, int]) -> tuple[int, int]:
+def _nearest_aspect(image: Any, size: tuple[int, int], tiles: tuple[int, int]) -> tuple[int, int]:
     """Return columns and rows of the grid of tiles whose aspect ratio is closest to an image's."""
     least, most = tiles
     sides = range(1, most + 1)
@@ -184,6 +179,23 @@ def _nearest_grid(image: Any, size: tuple[int, int], tiles: tuple[int, int]) -> 
         if distance < nearest or (distance == nearest and image.width * image.height > covered):
             best, nearest = (columns, rows), distance
     return best
+
+
+def _nearest_scale(image: Any, size: tuple[int, int], tiles: tuple[int, int]) -> tuple[int, int]:
+    """Return columns and rows of the grid of tiles to which an image is enlarged the least, or reduced the least."""
+    sides = range(1, tiles[1] + 1)
+    grids = sorted(
+        ((columns, rows) for columns in sides for rows in sides if columns * rows <= tiles[1]), key=math.prod
+    )
+
+    def scale(grid: tuple[int, int]) -> float:
+        return min(grid[0] * size[0] / image.width, grid[1] * size[1] / image.height)
+
+    larger = [grid for grid in grids if scale(grid) >= 1]
+    return min(larger, key=scale) if larger else max(grids, key=scale)
+
+
+_NEAREST = {"aspect": _nearest_aspect, "scale": _nearest_scale}
 
 
 def _longest(width: int, height: int, longest: int) -> tuple[int, int]:
@@ -232,7 +244,9 @@ def _text(preparation: ImagePreparation, parts: int, rows: int, columns: int) ->
     """Return the placeholder text of an image with this many parts; framed tiles have row and column markers."""
     image_text, frame = preparation.text * preparation.rows, preparation.frame
     if not frame:
-        return f"{preparation.before}{image_text * parts}{preparation.after}"
+        marks = [preparation.mark.replace("{number}", str(number + 1)) for number in range(parts - 1)]
+        rows_of_parts = "".join(f"{mark}{image_text}{preparation.end}" for mark in [*marks, preparation.overview])
+        return f"{preparation.before}{rows_of_parts}{preparation.after}"
     tiles = "".join(
         "".join(f"{frame}<row_{row + 1}_col_{column + 1}>{image_text}" for column in range(columns)) + "\n"
         for row in range(rows)

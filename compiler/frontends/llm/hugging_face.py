@@ -30,6 +30,7 @@ _WITH_TEXT = (
     "exaone4_5",
     "gemma3n",
     "gemma4",
+    "got_ocr2",
     "kimi_k25",
     "lfm2_vl",
     "lfm3_vl",

@@ -54,14 +54,10 @@ def _idefics_rows(model: Any, images: Tensor) -> Outputs:
     return {FEATURES: model.model.connector(found.last_hidden_state)}
 
 
-def _intern_rows(model: Any, images: Tensor) -> Outputs:
-    config = model.config
-    features = model.model.get_image_features(
-        images,
-        vision_feature_layer=config.vision_feature_layer,
-        vision_feature_select_strategy=config.vision_feature_select_strategy,
-    )
-    return {FEATURES: features.pooler_output}
+def _projected_rows(model: Any, images: Tensor) -> Outputs:
+    names = ("vision_feature_layer", "vision_feature_select_strategy")
+    given = {name: getattr(model.config, name) for name in names if hasattr(model.config, name)}
+    return {FEATURES: model.model.get_image_features(images, **given).pooler_output}
 
 
 def _voxtral_rows(model: Any, features: Tensor) -> Outputs:
@@ -79,18 +75,22 @@ def _qwen_audio_rows(model: Any, features: Tensor, mask: Tensor) -> Outputs:
     return {FEATURES: rows, KEPT: torch.arange(rows.shape[1])[None] < lengths[:, None]}
 
 
+_BESIDE_TEXT = MediaModel(reads=Images, rows=_projected_rows, text=None)
 _GLM = MediaModel(reads=Patches, rows=glm_rows)
 _QWEN = MediaModel(reads=Patches, rows=qwen_rows)
 _QWEN_3_5 = replace(_QWEN, text=None)
 MEDIA_MODELS: Mapping[str, MediaModel] = {
+    "aya_vision": _BESIDE_TEXT,
+    "cohere2_vision": _BESIDE_TEXT,
     "gemma3": MediaModel(reads=Images, rows=_gemma_rows, arguments=gemma3_arguments),
     "gemma4": MediaModel(reads=Patches, rows=gemma4_rows, arguments=gemma4_arguments),
     "glm46v": _GLM,
     "glm4v": _GLM,
     "glm4v_moe": _GLM,
     "glm_ocr": _GLM,
+    "got_ocr2": _BESIDE_TEXT,
     "idefics3": MediaModel(reads=ImagesOfTexts, rows=_idefics_rows, text="text_model"),
-    "internvl": MediaModel(reads=Images, rows=_intern_rows),
+    "internvl": MediaModel(reads=Images, rows=_projected_rows),
     "lfm2_vl": MediaModel(reads=Patches, rows=lfm2_rows, text=None),
     "lighton_ocr": MediaModel(reads=Patches, rows=lighton_rows, text=None),
     "llava": MediaModel(reads=Images, rows=_llava_rows),
@@ -104,5 +104,6 @@ MEDIA_MODELS: Mapping[str, MediaModel] = {
     "qwen3_vl": _QWEN,
     "qwen3_vl_moe": _QWEN,
     "smolvlm": MediaModel(reads=ImagesOfTexts, rows=_idefics_rows, text="text_model"),
+    "vipllava": _BESIDE_TEXT,
     "voxtral": MediaModel(reads=Sounds, rows=_voxtral_rows, token="audio_token_id"),
 }

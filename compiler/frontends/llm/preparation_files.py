@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -65,10 +66,8 @@ def read_images(
     if not all(values.get(each, True) for each in ("do_resize", "do_rescale")):
         return None
     family = next((each for each in ("glm", "qwen") if kind.startswith(each)), kind)
-    if kind == "lfm2_vl":
-        values = {**values, "use_image_special_tokens": _processor(folder).get("use_image_special_tokens", True)}
-    if kind in ("lighton_ocr", "mistral3"):
-        values = _with_merged_patches(folder, values)
+    if kind in _FURTHER:
+        values = {**values, **_FURTHER[kind](folder)}
     layout, resample, (mean, std) = _KINDS.get(family, _KINDS["idefics3"])
     normalizes = values.get("do_normalize", True)
     description = layout(values)
@@ -93,6 +92,10 @@ def read_images(
     )
 
 
+def _rectangle(values: dict[str, Any], default: int) -> dict[str, Any]:
+    return {name: _side(values.get("size"), name, default) for name in ("height", "width")}
+
+
 def _cropped(values: dict[str, Any]) -> dict[str, Any] | None:
     """The center crop of an image, or the whole image resized to it."""
     if values.get("do_pad"):
@@ -114,8 +117,30 @@ def _squeezed(values: dict[str, Any]) -> dict[str, Any] | None:
 
 def _on_canvas(values: dict[str, Any]) -> dict[str, Any]:
     """Tiles of a grid with the image's aspect ratio, and the whole image."""
-    canvas = values.get("min_patches", 1), values.get("max_patches", 12)
-    return {**_rectangle(values, 384), "canvas": canvas, "before": "<img>", "after": "</img>"}
+    return {**_rectangle(values, 384), "canvas": (values.get("min_patches", 1), values.get("max_patches", 12))}
+
+
+def _on_framed_canvas(values: dict[str, Any]) -> dict[str, Any]:
+    """The same with texts around an image."""
+    return {**_on_canvas(values), "before": "<img>", "after": "</img>"}
+
+
+def _on_marked_canvas(values: dict[str, Any]) -> dict[str, Any]:
+    """The same with texts before tiles too, and another token for rows than for an image."""
+    tiles = {"mark": f"{values['tile_token']}_{{number}}", "overview": values["tile_global_token"]}
+    texts = {
+        "place": values["image_token"],
+        "before": values["start_of_img_token"],
+        "after": values["end_of_img_token"],
+    }
+    return {**_on_canvas(values), **tiles, **texts}
+
+
+def _on_scaled_canvas(values: dict[str, Any]) -> dict[str, Any]:
+    """Tiles of the grid that changes the image's size the least, and the whole image, with a text after each."""
+    texts = {"before": values["boi_token"], "after": values["eoi_token"], "end": values["img_line_break_token"]}
+    description = {**_on_canvas({"size": {"height": 512, "width": 512}, **values}), "grid": "scale", **texts}
+    return description if values.get("crop_to_patches", True) else {**description, "canvas": None}
 
 
 def _in_tiles(values: dict[str, Any]) -> dict[str, Any]:
@@ -208,26 +233,62 @@ def _in_marked_lines(values: dict[str, Any]) -> dict[str, Any]:
     return {**_in_lines(values), "between": values["image_break_token"], "after": values["image_end_token"]}
 
 
-def _with_merged_patches(folder: Path, values: dict[str, Any]) -> dict[str, Any]:
-    """The settings with the sizes of the model's encoder and the texts of processor_config.json."""
-    config = read_json(folder / "config.json")
+def _merged_patches(folder: Path) -> dict[str, Any]:
+    """The sizes of the encoder of a model of lines."""
+    config, texts = (
+        read_json(folder / "config.json"),
+        {"image_break_token": "[IMG_BREAK]", "image_end_token": "[IMG_END]"},
+    )
     vision = config.get("vision_config")
-    processor = _processor(folder)
-    texts = {"image_break_token": "[IMG_BREAK]", "image_end_token": "[IMG_END]"}
     return {
-        **values,
-        **{name: processor.get(name, default) for name, default in texts.items()},
+        **_texts(folder, texts),
         "patch_size": vision.get("patch_size", 14) if isinstance(vision, dict) else 14,
         "merge_size": config.get("spatial_merge_size", 2),
     }
 
 
+def _texts(folder: Path, defaults: dict[str, Any]) -> dict[str, Any]:
+    """Settings of the whole processor, or tokens that the tokenizer's settings name."""
+    tokens = read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").exists() else {}
+    groups = [tokens.get(name) for name in ("extra_special_tokens", "model_specific_special_tokens")]
+    named = {key: each for group in (*groups, tokens) if isinstance(group, dict) for key, each in group.items()}
+    processor = read_json(folder / _FILES[1]) if (folder / _FILES[1]).exists() else {}
+    found = {name: processor.get(name, named.get(name, default)) for name, default in defaults.items()}
+    return {
+        name: each["content"] if isinstance(each, dict) and "content" in each else each for name, each in found.items()
+    }
+
+
+# By model type: settings that other files give, with their defaults.
+_AYA = {
+    "image_token": "<image>",
+    "start_of_img_token": "<|START_OF_IMG|>",
+    "end_of_img_token": "<|END_OF_IMG|>",
+    "tile_token": "TILE",
+    "tile_global_token": "TILE_GLOBAL",
+}
+_COHERE = {
+    "boi_token": "<|START_OF_IMG|>",
+    "eoi_token": "<|END_OF_IMG|>",
+    "img_line_break_token": "<|IMG_LINE_BREAK|>",
+}
+_FURTHER: dict[str, Callable[[Path], dict[str, Any]]] = {
+    "aya_vision": lambda folder: _texts(folder, _AYA),
+    "cohere2_vision": lambda folder: _texts(folder, _COHERE),
+    "lfm2_vl": lambda folder: _texts(folder, {"use_image_special_tokens": True}),
+    "lighton_ocr": _merged_patches,
+    "mistral3": _merged_patches,
+}
 # By model type: the image layout, Pillow's filter, and the channels' default means and deviations.
 _KINDS: dict[str, tuple[Callable[[dict[str, Any]], dict[str, Any] | None], int, tuple[tuple[float, ...], ...]]] = {
     "llava": (_cropped, _BICUBIC, _CLIP),
+    "vipllava": (_cropped, _BICUBIC, _CLIP),
+    "aya_vision": (_on_marked_canvas, _BICUBIC, _CLIP),
+    "cohere2_vision": (_on_scaled_canvas, _BICUBIC, _CLIP),
+    "got_ocr2": (partial(_rectangle, default=384), _BICUBIC, _CLIP),
     "gemma3": (_squeezed, _BILINEAR, _HALVES),
     "gemma4": (_in_filled_area, _BICUBIC, _UNCHANGED),
-    "internvl": (_on_canvas, _BICUBIC, _CLIP),
+    "internvl": (_on_framed_canvas, _BICUBIC, _CLIP),
     "qwen": (_in_patches, _BICUBIC, _CLIP),
     "glm": (_in_patches_of_frames, _BICUBIC, _CLIP),
     "lfm2_vl": (_in_tiles_of_patches, _BILINEAR, _HALVES),
@@ -236,10 +297,6 @@ _KINDS: dict[str, tuple[Callable[[dict[str, Any]], dict[str, Any] | None], int, 
     "paddleocr_vl": (_in_large_patches, _BICUBIC, _CLIP),
     "idefics3": (_in_tiles, _LANCZOS, _HALVES),
 }
-
-
-def _rectangle(values: dict[str, Any], default: int) -> dict[str, Any]:
-    return {name: _side(values.get("size"), name, default) for name in ("height", "width")}
 
 
 def _side(value: Any, name: str, default: int) -> Any:
@@ -258,11 +315,6 @@ def _settings(folder: Path, part: str) -> dict[str, Any] | None:
             if section is not values or name == _FILES[0]:
                 return section
     return None
-
-
-def _processor(folder: Path) -> dict[str, Any]:
-    """Return the settings of the whole processor."""
-    return read_json(folder / _FILES[1]) if (folder / _FILES[1]).exists() else {}
 
 
 def _made(kind: Any, folder: Path, **values: Any) -> Any:

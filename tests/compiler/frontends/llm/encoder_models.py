@@ -334,6 +334,50 @@ def _internvl(positions: int) -> dict[str, Any]:
     }
 
 
+def _tiles(positions: int, vision: str = "siglip_vision_model", **names: Any) -> dict[str, Any]:
+    """Images of one size, and tiles of large images."""
+    return {
+        "vision_config": {**_VISION, "model_type": vision, "image_size": 16, "patch_size": 4, "num_hidden_layers": 2},
+        "text_config": {**_TEXT, "max_position_embeddings": positions},
+        "image_token_id": 258,
+        "tie_word_embeddings": False,
+        **names,
+    }
+
+
+def _vipllava(positions: int) -> dict[str, Any]:
+    """Features of several layers."""
+    return {**_llava(positions), "vision_feature_layer": [-1, -2]}
+
+
+def _cohere(positions: int, **names: Any) -> dict[str, Any]:
+    config = _tiles(positions, downsample_factor=2, alignment_intermediate_size=40, **names)
+    layers = {"model_type": "cohere2", "sliding_window": 3, "layer_types": ["sliding_attention"], "logit_scale": 1.0}
+    return {**config, "text_config": {**config["text_config"], **layers}}
+
+
+def _aya_vision(positions: int) -> dict[str, Any]:
+    config = _cohere(positions, vision_feature_select_strategy="full")
+    config["image_token_index"] = config.pop("image_token_id")
+    return config
+
+
+def _got_ocr2(positions: int) -> dict[str, Any]:
+    """Layers with and without a window, with relative positions."""
+    vision = {
+        **_VISION,
+        "image_size": 32,
+        "patch_size": 4,
+        "num_hidden_layers": 2,
+        "mlp_dim": 32,
+        "output_channels": 12,
+    }
+    config = _tiles(positions)
+    config["image_token_index"] = config.pop("image_token_id")
+    text = {**config["text_config"], "model_type": "qwen2"}
+    return {**config, "vision_config": {**vision, "window_size": 3, "global_attn_indexes": [1]}, "text_config": text}
+
+
 def _sounds(positions: int, **audio: Any) -> dict[str, Any]:
     encoder = {"num_mel_bins": 8, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 32}
     return {
@@ -365,6 +409,8 @@ _SPLIT = {
 }
 _PIXTRAL = {"patch_size": {"height": 8, "width": 8}, "size": {"longest_edge": 48}}
 _TILED = {"size": {"longest_edge": 32}, "max_image_size": {"longest_edge": 16}}
+_CROPPED = {"size": {"shortest_edge": 16}, "crop_size": {"height": 16, "width": 16}}
+_CANVAS = {"size": {"height": 16, "width": 16}, "max_patches": 6}
 _HEARD = {"feature_size": 8, "chunk_length": 1}
 _FRAMES = [100, 37, 80]  # of sounds, without padding
 _POSITIONS = {"decoder.embed_positions": 4.0, "decoder.layers.0.self_attn.v_proj": 4.0}
@@ -372,17 +418,14 @@ _ATTENTION = {"shared": 0.1, "SelfAttention.v": 8.0, "SelfAttention.o": 8.0}
 ENCODER_MODELS = {
     "whisper": EncoderModel("Whisper", _whisper, "input_features"),
     "whisper-tiny": EncoderModel("Whisper", _whisper_tiny, "input_features"),
+    "aya_vision": EncoderModel("AyaVision", _aya_vision, "pixel_values", processor=_CANVAS),
     "bart": EncoderModel("Bart", _bart, "input_ids", factors=_POSITIONS, seed=1),
     "t5": EncoderModel("T5", _t5, "input_ids", factors=_ATTENTION, seed=2),
     "t5gemma": EncoderModel("T5Gemma", _t5gemma, "input_ids", seed=3),
-    "llava": EncoderModel(
-        "Llava",
-        _llava,
-        "pixel_values",
-        processor={"size": {"shortest_edge": 16}, "crop_size": {"height": 16, "width": 16}},
-    ),
+    "llava": EncoderModel("Llava", _llava, "pixel_values", processor=_CROPPED),
     "smolvlm": EncoderModel("SmolVLM", _idefics, "pixel_values", processor=_TILED),
     "idefics3": EncoderModel("Idefics3", _idefics, "pixel_values", processor=_TILED),
+    "cohere2_vision": EncoderModel("Cohere2Vision", _cohere, "pixel_values", processor=_CANVAS),
     "gemma3": EncoderModel("Gemma3", _gemma3, "pixel_values", processor={"size": {"height": 16, "width": 16}}),
     "gemma4": EncoderModel("Gemma4", _gemma4, "pixel_values", 1, _FILLED),
     "gemma4_mixture": EncoderModel("Gemma4", _gemma4_mixture, "pixel_values", 1, _FILLED),
@@ -390,9 +433,8 @@ ENCODER_MODELS = {
     "glm4v_moe": EncoderModel("Glm4vMoe", _glm4v_moe, "pixel_values", 2, _PATCHES),
     "glm46v": EncoderModel("Glm46V", _glm46v, "pixel_values", 2, _PATCHES),
     "glm_ocr": EncoderModel("GlmOcr", _glm_ocr, "pixel_values", 2, _PATCHES),
-    "internvl": EncoderModel(
-        "InternVL", _internvl, "pixel_values", processor={"size": {"height": 16, "width": 16}, "max_patches": 6}
-    ),
+    "got_ocr2": EncoderModel("GotOcr2", _got_ocr2, "pixel_values", processor={"size": {"height": 32, "width": 32}}),
+    "internvl": EncoderModel("InternVL", _internvl, "pixel_values", processor=_CANVAS),
     "lfm2_vl": EncoderModel("Lfm2Vl", _lfm2_vl, "pixel_values", 1, _SPLIT),
     "lighton_ocr": EncoderModel("LightOnOcr", _lighton_ocr, "pixel_values", 1, _PIXTRAL),
     "mistral3": EncoderModel("Mistral3", _mistral3, "pixel_values", 1, _PIXTRAL),
@@ -404,6 +446,7 @@ ENCODER_MODELS = {
     "qwen3_vl": EncoderModel("Qwen3VL", _qwen3_vl, "pixel_values", 2, _PATCHES),
     "qwen3_vl_moe": EncoderModel("Qwen3VLMoe", _qwen3_vl_moe, "pixel_values", 2, _PATCHES),
     "qwen2_audio": EncoderModel("Qwen2Audio", _qwen2_audio, "input_features", processor=_HEARD),
+    "vipllava": EncoderModel("VipLlava", _vipllava, "pixel_values", processor=_CROPPED),
     "voxtral": EncoderModel("Voxtral", _voxtral, "input_features", processor=_HEARD),
 }
 
@@ -430,7 +473,9 @@ def save_encoder_model(name: str, folder: Path, positions: int = 96) -> Any:
     model.save_pretrained(folder)
     tokens = WHISPER_TOKENS if made.kind == "Whisper" else IMAGE_TOKENS
     (folder / "tokenizer.json").write_text(json.dumps(byte_tokenizer(tokens)))
-    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": TEMPLATE}))
+    special = {"boi_token": "<a>", "eoi_token": "<z>", "img_line_break_token": "|"}
+    settings = {"chat_template": TEMPLATE, "extra_special_tokens": special}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     if made.processor:
         (folder / "preprocessor_config.json").write_text(json.dumps(made.processor))
     return model
@@ -450,7 +495,9 @@ def encoder_input(name: str, random: np.random.Generator, size: int = 12) -> dic
     if made.reads == "input_ids":
         return {made.reads: random.integers(1, 256, (1, size))}
     shapes = {"whisper": (1, 8, 100), "whisper-tiny": (1, 80, 3000), "llava": (size, 3, 16, 16)}
-    shapes["gemma3"] = shapes["internvl"] = shapes["llava"]
+    for each in ("aya_vision", "cohere2_vision", "gemma3", "internvl", "vipllava"):
+        shapes[each] = shapes["llava"]
+    shapes["got_ocr2"] = (size, 3, 32, 32)
     shape = shapes.get(name, (1, size, 3, 16, 16))
     return {made.reads: random.standard_normal(shape).astype(np.float32)}
 

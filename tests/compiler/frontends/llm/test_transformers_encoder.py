@@ -40,7 +40,17 @@ from tests.compiler.serving.server import Running, serving
 
 transformers = pytest.importorskip("transformers")
 _IMAGE = 258
-_ON_REQUEST = ("gemma4", "lfm2_vl", "lighton_ocr", "mistral3", "qwen3_5")  # images=True
+_ON_REQUEST = (  # images=True
+    "aya_vision",
+    "cohere2_vision",
+    "gemma4",
+    "got_ocr2",
+    "lfm2_vl",
+    "lighton_ocr",
+    "mistral3",
+    "qwen3_5",
+    "vipllava",
+)
 _SPEECH = [START, 258, 261, 262]  # <|startoftranscript|><|en|><|transcribe|><|notimestamps|>
 
 
@@ -184,6 +194,10 @@ def test_images_stand_where_their_tokens_do(smolvlm: _GrowingFunction) -> None:
         "lfm2_vl",
         "lighton_ocr",
         "paddleocr_vl",
+        "aya_vision",
+        "cohere2_vision",
+        "got_ocr2",
+        "vipllava",
     ],
 )
 def test_rows_of_images_and_sounds_take_the_places_of_tokens(name: str, tmp_path: Path) -> None:
@@ -302,6 +316,46 @@ def test_small_images_are_enlarged_for_ocr(shape: tuple[int, int], tmp_path: Pat
         for name, values in found.items():
             np.testing.assert_allclose(values, wanted[name], atol=1e-5, err_msg=kind)
         assert texts == ["<image>" * int(grid.prod() // 4) for grid in wanted["image_grid_thw"]]
+
+
+@pytest.mark.parametrize("shape", [(16, 32), (70, 23), (9, 5), (50, 100), (33, 33)])
+def test_tiles_have_the_texts_of_aya_and_command_a(shape: tuple[int, int], tmp_path: Path) -> None:
+    import torch
+    from transformers.models.aya_vision.processing_aya_vision import AyaVisionProcessor
+    from transformers.models.cohere2_vision.processing_cohere2_vision import Cohere2VisionProcessor
+    from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
+
+    pytest.importorskip("torchvision")
+    pictures = [_picture(2, *shape) // 2 + 64, _picture(3, *shape[::-1]) // 2 + 64]
+    settings = ENCODER_MODELS["aya_vision"].processor
+    processor: Any = GotOcr2ImageProcessorPil(**settings)
+    processor.save_pretrained(tmp_path)
+    preparation = read_images(tmp_path, "aya_vision", 4, "<row>")
+    assert preparation is not None
+    assert preparation.place == "<image>"
+    wanted = processor(pictures, crop_to_patches=True, return_tensors="np")
+    pixels, texts = prepared_images(pictures, preparation)
+    np.testing.assert_allclose(pixels, wanted["pixel_values"], atol=1e-5)
+    made: Any = AyaVisionProcessor.__new__(AyaVisionProcessor)
+    made.start_of_img_token, made.end_of_img_token = "<|START_OF_IMG|>", "<|END_OF_IMG|>"
+    made.tile_token, made.tile_global_token, made.img_patch_token = "TILE", "TILE_GLOBAL", "<row>"
+    made.img_size, made.patch_size = 16, 8
+    assert texts == [made.replace_image_token(wanted, index) for index in range(2)]
+
+    processor = transformers.Cohere2VisionImageProcessor(**settings)
+    processor.save_pretrained(tmp_path)
+    tokens = {"boi_token": "<a>", "eoi_token": {"content": "<z>"}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(tokens))
+    preparation = read_images(tmp_path, "cohere2_vision", 4, "<row>")
+    assert preparation is not None
+    wanted = processor([torch.from_numpy(each).permute(2, 0, 1) for each in pictures], return_tensors="np")
+    pixels, texts = prepared_images(pictures, preparation)
+    # torchvision rounds to 8 bits in another order: by one step of 255 at the most, where the filter does not overshoot.
+    np.testing.assert_allclose(pixels, wanted["pixel_values"], atol=1.01 / 255 / 0.26)
+    made = Cohere2VisionProcessor.__new__(Cohere2VisionProcessor)
+    made.image_token, made.patch_size, made.boi_token, made.eoi_token = "<row>", 2, "<a>", "<z>"
+    made.img_line_break_token = "<|IMG_LINE_BREAK|>"
+    assert texts == [made.replace_image_token(wanted, index) for index in range(2)]
 
 
 @pytest.mark.parametrize("special", [True, False])
