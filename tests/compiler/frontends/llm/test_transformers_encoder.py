@@ -350,7 +350,7 @@ def test_tiles_have_the_texts_of_aya_and_command_a(shape: tuple[int, int], tmp_p
     assert preparation is not None
     wanted = processor([torch.from_numpy(each).permute(2, 0, 1) for each in pictures], return_tensors="np")
     pixels, texts = prepared_images(pictures, preparation)
-    # torchvision rounds to 8 bits in another order: by one step of 255 at the most, where the filter does not overshoot.
+    # torchvision rounds to 8 bits in another order: by one step of 255 at the most, if the filter does not overshoot.
     np.testing.assert_allclose(pixels, wanted["pixel_values"], atol=1.01 / 255 / 0.26)
     made = Cohere2VisionProcessor.__new__(Cohere2VisionProcessor)
     made.image_token, made.patch_size, made.boi_token, made.eoi_token = "<row>", 2, "<a>", "<z>"
