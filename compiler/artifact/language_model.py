@@ -83,6 +83,23 @@ class PatchPreparation(Record, frozen=True, kw_only=True):
     tiles: PatchTiles | None = None
 
 
+class TilePacking(Record, frozen=True, kw_only=True):
+    """Splitting of an image into the whole image and tiles, whose rows are put together line by line.
+
+    Attributes:
+        sizes: heights and widths of grids of tiles in pixels; an image is scaled to fit into the one that shows the
+            most of it, and centered.
+        side: number of rows of the encoder along a side of a tile.
+        most: the rows of larger grids are interpolated to the number of rows of this many tiles; None: they are not.
+        alone: several images of a prompt are not split, but padded to squares with the mean color.
+    """
+
+    sizes: Annotated[tuple[tuple[Size, Size], ...], Meta(min_length=1)]
+    side: Tiles
+    most: Tiles | None = None
+    alone: bool = False
+
+
 class ImagePreparation(Record, frozen=True, kw_only=True):
     """Preprocessing of an image for an encoder, and the text that represents it in a prompt.
 
@@ -102,6 +119,7 @@ class ImagePreparation(Record, frozen=True, kw_only=True):
             is not split.
         grid: the grid of tiles is that whose aspect ratio is nearest to the image's ("aspect"), or that to which the
             image is enlarged the least, or reduced the least ("scale").
+        packing: how an image is split into tiles whose rows are put together; None: it is not.
         patches: how an image is split into patches; None: it is not.
         frame, overview: texts around the rows of tiles, and before the rows of the whole image; "" for none.
         mark, end: texts before the rows of a tile, with {number}, counted from 1, and after the rows of a tile or of
@@ -122,6 +140,7 @@ class ImagePreparation(Record, frozen=True, kw_only=True):
     longest: Size | None = None
     splits: bool = False
     canvas: tuple[Tiles, Tiles] | None = None
+    packing: TilePacking | None = None
     patches: PatchPreparation | None = None
     grid: Literal["aspect", "scale"] = "aspect"
     frame: str = ""

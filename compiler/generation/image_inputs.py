@@ -27,7 +27,7 @@ def prepared_images(images: Sequence[Image], preparation: ImagePreparation) -> t
     texts = []
     for image in images:
         parts, rows, columns = _tiles(read_image(image), preparation)
-        tiles += [_normalized(part, preparation) for part in parts]
+        tiles += [normalized(part, preparation) for part in parts]
         texts.append(_text(preparation, len(parts), rows, columns))
     return np.stack(tiles), texts
 
@@ -61,14 +61,14 @@ def _patch_parts(image: Any, preparation: ImagePreparation, patches: PatchPrepar
         return [whole], 0
     square = (tiles.side, tiles.side)
     columns, rows = _nearest_aspect(image, square, (tiles.least, tiles.most))
-    cut = _cut(image.resize((columns * tiles.side, rows * tiles.side), preparation.resample), square)
+    cut = cut_into_tiles(image.resize((columns * tiles.side, rows * tiles.side), preparation.resample), square)
     return [*cut, *([whole] if tiles.overview else [])], columns
 
 
 def _cells(image: Any, preparation: ImagePreparation, patches: PatchPreparation) -> Array:
     """Return patches (rows, columns, ...) of an image, of which squares that make one row are consecutive."""
     side, merge = preparation.height, patches.merge
-    values = _normalized(image, preparation)
+    values = normalized(image, preparation)
     rows, columns = values.shape[1] // side, values.shape[2] // side
     cells = values.reshape(len(values), rows // merge, merge, side, columns // merge, merge, side)
     cells = cells.transpose(1, 4, 2, 5, 0, 3, 6)[..., None, :, :].repeat(patches.frames, -3)
@@ -146,7 +146,7 @@ def _tiles(image: Any, preparation: ImagePreparation) -> tuple[list[Any], int, i
     if preparation.canvas is not None:
         choose = _NEAREST[preparation.grid]
         columns, rows = choose(image, size, preparation.canvas)
-        cut = _cut(image.resize((columns * size[0], rows * size[1]), filter_), size)
+        cut = cut_into_tiles(image.resize((columns * size[0], rows * size[1]), filter_), size)
         return (cut if len(cut) == 1 else [*cut, image.resize(size, filter_)]), 0, 0
     if preparation.longest is None:
         return [image.resize(size, filter_)], 0, 0
@@ -157,10 +157,10 @@ def _tiles(image: Any, preparation: ImagePreparation) -> tuple[list[Any], int, i
     rows, columns = image.height // preparation.height, image.width // preparation.width
     if rows == columns == 1:
         return [image], 0, 0
-    return [*_cut(image, size), image.resize(size, filter_)], rows, columns
+    return [*cut_into_tiles(image, size), image.resize(size, filter_)], rows, columns
 
 
-def _cut(image: Any, size: tuple[int, int]) -> list[Any]:
+def cut_into_tiles(image: Any, size: tuple[int, int]) -> list[Any]:
     """Cut an image into tiles of a size, row by row."""
     width, height = size
     corners = [(x, y) for y in range(0, image.height, height) for x in range(0, image.width, width)]
@@ -234,7 +234,7 @@ def _cropped(image: Any, shortest: int, size: tuple[int, int], filter_: int) -> 
     return resized.crop((left, top, left + size[0], top + size[1]))
 
 
-def _normalized(image: Any, preparation: ImagePreparation) -> Array:
+def normalized(image: Any, preparation: ImagePreparation) -> Array:
     mean, std = (np.asarray(each, np.float32) for each in (preparation.mean, preparation.std))
     values: Array = (np.asarray(image, np.float32) * np.float32(preparation.scale) - mean) / std
     return np.ascontiguousarray(values.transpose(2, 0, 1))

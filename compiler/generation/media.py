@@ -10,6 +10,7 @@ from typing import Any
 from compiler.artifact.language_model import LanguageModelDescription
 from compiler.errors import InputError
 from compiler.generation.image_inputs import prepared_images, prepared_patches
+from compiler.generation.packed_tiles import prepared_tiles
 from compiler.generation.sound_inputs import log_mel, prepared_sound
 from compiler.support.media_files import Audio, Image, read_audio
 
@@ -63,6 +64,8 @@ class Media:
         marker = images.place or images.text
         if images.patches is not None:
             return *prepared_patches(self.images, images, images.patches), marker
+        if images.packing is not None:
+            return *prepared_tiles(self.images, images, images.packing), marker
         pixels, texts = prepared_images(self.images, images)
         return {name: pixels[None] if rank == 5 else pixels}, texts, marker
 

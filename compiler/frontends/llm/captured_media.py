@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from compiler.frontends.llm.media_rows import FEATURES
 from compiler.frontends.llm.patch_positions import merge_size
 from compiler.frontends.llm.transformers_decoder import (
     LOGITS,
@@ -75,6 +76,25 @@ class ImagesOfTexts(Images):
     def forward(self, pixel_values: Tensor) -> Outputs:
         """The encoder's outputs."""
         return self.flat(pixel_values[0])
+
+
+class PackedTiles(MediaEncoder):
+    """Reads tiles of images, and for each row of the images four rows of tiles and their weights (rows, 4); the row 0
+    ends a line, and those of tiles follow it."""
+
+    def example(self) -> tuple[dict[str, Tensor], dict[str, dict[int, Any]]]:
+        """See `MediaEncoder`."""
+        given, sizes = Images(self.model, self.rows).example()
+        taps = torch.arange(24).reshape(-1, 4) % 5
+        rows = {0: torch.export.Dim("packed", min=1, max=1 << 16)}
+        packed = {"taps": taps, "weights": torch.rand(taps.shape)}
+        return {**given, **packed}, {**sizes, "taps": rows, "weights": rows}
+
+    def forward(self, pixel_values: Tensor, taps: Tensor, weights: Tensor) -> Outputs:
+        """The encoder's outputs."""
+        found = self.flat(pixel_values)[FEATURES]
+        table = torch.cat([self.model.model.image_newline[None].to(found.dtype), found])
+        return {FEATURES: (table[taps] * weights[..., None]).sum(1)}
 
 
 class Patches(MediaEncoder):

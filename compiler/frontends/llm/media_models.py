@@ -15,6 +15,7 @@ from compiler.frontends.llm.captured_media import (
     MaskedSounds,
     MediaModel,
     Outputs,
+    PackedTiles,
     Patches,
     Sounds,
 )
@@ -77,6 +78,7 @@ def _qwen_audio_rows(model: Any, features: Tensor, mask: Tensor) -> Outputs:
 
 _BESIDE_TEXT = MediaModel(reads=Images, rows=_projected_rows, text=None)
 _GLM = MediaModel(reads=Patches, rows=glm_rows)
+_PACKED = MediaModel(reads=PackedTiles, rows=_llava_rows, text=None)
 _QWEN = MediaModel(reads=Patches, rows=qwen_rows)
 _QWEN_3_5 = replace(_QWEN, text=None)
 MEDIA_MODELS: Mapping[str, MediaModel] = {
@@ -94,6 +96,9 @@ MEDIA_MODELS: Mapping[str, MediaModel] = {
     "lfm2_vl": MediaModel(reads=Patches, rows=lfm2_rows, text=None),
     "lighton_ocr": MediaModel(reads=Patches, rows=lighton_rows, text=None),
     "llava": MediaModel(reads=Images, rows=_llava_rows),
+    "llava_next": _PACKED,
+    "llava_next_video": _PACKED,
+    "llava_onevision": _PACKED,
     "mistral3": MediaModel(reads=Patches, rows=mistral_rows, text=None),
     "paddleocr_vl": MediaModel(reads=Patches, rows=paddle_rows),
     "qwen2_5_vl": _QWEN,

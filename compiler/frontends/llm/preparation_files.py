@@ -143,6 +143,20 @@ def _on_scaled_canvas(values: dict[str, Any]) -> dict[str, Any]:
     return description if values.get("crop_to_patches", True) else {**description, "canvas": None}
 
 
+def _packed(values: dict[str, Any]) -> dict[str, Any] | None:
+    """The whole image, and tiles of a grid into which it is scaled to fit."""
+    size, crop = values.get("size", {"shortest_edge": 224}), values.get("crop_size")
+    sides = {_side(each, name, 0) for each in (size, crop) for name in ("shortest_edge", "height", "width")} - {0}
+    if len(sides) != 1:  # tiles that are resized or cropped
+        return None
+    side = sides.pop()
+    packing = {"side": values["side"], "sizes": values.get("image_grid_pinpoints") or values["sizes"]}
+    if values["onevision"]:
+        ratio = str(values["vision_aspect_ratio"]).removeprefix("anyres_max_")
+        packing |= {"alone": True, "most": int(ratio) if ratio.isdecimal() else ratio}
+    return {"height": side, "width": side, "packing": packing}
+
+
 def _in_tiles(values: dict[str, Any]) -> dict[str, Any]:
     """Square tiles of an image with a limited longer side, and the whole image."""
     side = _side(values.get("max_image_size"), "longest_edge", 364)
@@ -247,6 +261,22 @@ def _merged_patches(folder: Path) -> dict[str, Any]:
     }
 
 
+def _packing(folder: Path) -> dict[str, Any]:
+    """The sizes of the encoder of a model of packed tiles."""
+    config = read_json(folder / "config.json")
+    vision = config.get("vision_config")
+    image, patch = (vision.get(f"{name}_size") if isinstance(vision, dict) else None for name in ("image", "patch"))
+    if not isinstance(image, int) or not isinstance(patch, int) or patch < 1:
+        raise InvalidModelError(f"{folder}: config.json does not give the sizes of images and patches")
+    onevision = config.get("model_type") == "llava_onevision"
+    return {
+        "side": image // patch,
+        "sizes": config.get("image_grid_pinpoints"),
+        "onevision": onevision,
+        "vision_aspect_ratio": config.get("vision_aspect_ratio", "anyres_max_9"),
+    }
+
+
 def _texts(folder: Path, defaults: dict[str, Any]) -> dict[str, Any]:
     """Settings of the whole processor, or tokens that the tokenizer's settings name."""
     tokens = read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").exists() else {}
@@ -277,11 +307,17 @@ _FURTHER: dict[str, Callable[[Path], dict[str, Any]]] = {
     "cohere2_vision": lambda folder: _texts(folder, _COHERE),
     "lfm2_vl": lambda folder: _texts(folder, {"use_image_special_tokens": True}),
     "lighton_ocr": _merged_patches,
+    "llava_next": _packing,
+    "llava_next_video": _packing,
+    "llava_onevision": _packing,
     "mistral3": _merged_patches,
 }
 # By model type: the image layout, Pillow's filter, and the channels' default means and deviations.
 _KINDS: dict[str, tuple[Callable[[dict[str, Any]], dict[str, Any] | None], int, tuple[tuple[float, ...], ...]]] = {
     "llava": (_cropped, _BICUBIC, _CLIP),
+    "llava_next": (_packed, _BICUBIC, _CLIP),
+    "llava_next_video": (_packed, _BICUBIC, _CLIP),
+    "llava_onevision": (_packed, _BICUBIC, _CLIP),
     "vipllava": (_cropped, _BICUBIC, _CLIP),
     "aya_vision": (_on_marked_canvas, _BICUBIC, _CLIP),
     "cohere2_vision": (_on_scaled_canvas, _BICUBIC, _CLIP),

@@ -255,12 +255,13 @@ def _with_media(folder: Path, model: Any) -> CapturedPair:
     decoder = None if media_model.text is None else _media_decoder(model, media_model, outputs)
     names = (f"{each}_token_{{}}" for each in ("boi", "eoi"))
     first, last = (getattr(config, each.format("index"), getattr(config, each.format("id"), None)) for each in names)
+    any_size = isinstance(encoder, media.Patches | media.PackedTiles)
     spectrogram = inputs[_SPECTROGRAM].shape if _SPECTROGRAM in inputs else None
     return CapturedPair(
         _import(encoder, tuple(inputs.values()), tuple(sizes.values())),
         decoder,
         int(getattr(config, media_model.token)),
-        rows=None if isinstance(encoder, media.Patches) else outputs[FEATURES].shape[0] // media.EXAMPLES,
+        rows=None if any_size else outputs[FEATURES].shape[0] // media.EXAMPLES,
         frame=(first, last),
         spectrogram=None if spectrogram is None else (spectrogram[1], spectrogram[2]),
         masked=media.KEPT in outputs,

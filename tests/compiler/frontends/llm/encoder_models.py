@@ -6,10 +6,12 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from compiler.artifact.language_model import TilePacking
+from compiler.generation.packed_tiles import nearest_size, packed_rows
 from tests.compiler.generation.models import byte_tokenizer
 
 START, END, IMAGE = 257, 256, "<image>"
@@ -362,6 +364,24 @@ def _aya_vision(positions: int) -> dict[str, Any]:
     return config
 
 
+_GRIDS_OF_TILES = [[16, 32], [32, 16], [32, 32]]
+
+
+def _llava_next(positions: int) -> dict[str, Any]:
+    """Tiles whose rows are put together, of features of two layers."""
+    config = _tiles(positions, "clip_vision_model", image_grid_pinpoints=_GRIDS_OF_TILES)
+    config["image_token_index"] = config.pop("image_token_id")
+    return {**config, "vision_feature_layer": [-2, -1]}
+
+
+def _llava_onevision(positions: int) -> dict[str, Any]:
+    """The same, with rows interpolated to those of one tile."""
+    config = {**_llava_next(positions), **_tiles(positions), "vision_aspect_ratio": "anyres_max_1"}
+    config["image_token_index"] = config.pop("image_token_id")
+    text = {**config["text_config"], "model_type": "qwen2"}
+    return {**config, "text_config": text, "video_token_index": 261, "vision_feature_layer": -1}
+
+
 def _got_ocr2(positions: int) -> dict[str, Any]:
     """Layers with and without a window, with relative positions."""
     vision = {
@@ -411,6 +431,9 @@ _PIXTRAL = {"patch_size": {"height": 8, "width": 8}, "size": {"longest_edge": 48
 _TILED = {"size": {"longest_edge": 32}, "max_image_size": {"longest_edge": 16}}
 _CROPPED = {"size": {"shortest_edge": 16}, "crop_size": {"height": 16, "width": 16}}
 _CANVAS = {"size": {"height": 16, "width": 16}, "max_patches": 6}
+_PACKED = {**_CROPPED, "image_grid_pinpoints": _GRIDS_OF_TILES}
+_PACKED_SIZES = {"size": {"height": 16, "width": 16}, "image_grid_pinpoints": _GRIDS_OF_TILES}
+_SIZES = [(16, 32), (21, 9), (40, 35)]  # heights and widths of images in packed tiles
 _HEARD = {"feature_size": 8, "chunk_length": 1}
 _FRAMES = [100, 37, 80]  # of sounds, without padding
 _POSITIONS = {"decoder.embed_positions": 4.0, "decoder.layers.0.self_attn.v_proj": 4.0}
@@ -437,6 +460,9 @@ ENCODER_MODELS = {
     "internvl": EncoderModel("InternVL", _internvl, "pixel_values", processor=_CANVAS),
     "lfm2_vl": EncoderModel("Lfm2Vl", _lfm2_vl, "pixel_values", 1, _SPLIT),
     "lighton_ocr": EncoderModel("LightOnOcr", _lighton_ocr, "pixel_values", 1, _PIXTRAL),
+    "llava_next": EncoderModel("LlavaNext", _llava_next, "pixel_values", processor=_PACKED),
+    "llava_next_video": EncoderModel("LlavaNextVideo", _llava_next, "pixel_values", processor=_PACKED),
+    "llava_onevision": EncoderModel("LlavaOnevision", _llava_onevision, "pixel_values", processor=_PACKED_SIZES),
     "mistral3": EncoderModel("Mistral3", _mistral3, "pixel_values", 1, _PIXTRAL),
     "paddleocr_vl": EncoderModel("PaddleOCRVL", _paddleocr_vl, "pixel_values", 1, _PATCHES),
     "qwen2_vl": EncoderModel("Qwen2VL", _qwen2_vl, "pixel_values", 2, _PATCHES),
@@ -451,7 +477,7 @@ ENCODER_MODELS = {
 }
 
 
-def save_encoder_model(name: str, folder: Path, positions: int = 96) -> Any:
+def save_encoder_model(name: str, folder: Path, positions: int = 160) -> Any:
     """Write a random model, its tokenizer and its processor; returns the torch module, in evaluation mode."""
     import torch
     import transformers
@@ -488,6 +514,10 @@ def encoder_input(name: str, random: np.random.Generator, size: int = 12) -> dic
         grids = np.array(_GRIDS[:size])
         patches = random.standard_normal((grids.prod(1).sum(), 3 * made.frames * 4 * 4)).astype(np.float32)
         return {made.reads: patches, "image_grid_thw": grids}
+    if reads_packed_tiles(name):
+        packed = _packed(name, size)
+        tiles = random.standard_normal((packed.tiles, 3, 16, 16)).astype(np.float32)
+        return {made.reads: tiles, "taps": np.concatenate(packed.taps), "weights": np.concatenate(packed.weights)}
     if name in ("qwen2_audio", "voxtral"):
         features = random.standard_normal((size, 8, 100)).astype(np.float32)
         mask = (np.arange(100) < np.array(_FRAMES[:size])[:, None]).astype(np.int64)
@@ -505,6 +535,43 @@ def encoder_input(name: str, random: np.random.Generator, size: int = 12) -> dic
 def reads_patches(name: str) -> bool:
     """True for encoders of images of all sizes."""
     return ENCODER_MODELS[name].frames > 0
+
+
+def reads_packed_tiles(name: str) -> bool:
+    """True for encoders of tiles whose rows are put together."""
+    return name.startswith(("llava_next", "llava_onevision"))
+
+
+class _Packed(NamedTuple):
+    tiles: int
+    taps: list[np.ndarray[Any, Any]]
+    weights: list[np.ndarray[Any, Any]]
+
+
+def _packed(name: str, images: int) -> _Packed:
+    """The rows of images of `_SIZES`."""
+    packing = TilePacking(
+        sizes=tuple((down, across) for down, across in _GRIDS_OF_TILES),
+        side=4,
+        most=1 if name == "llava_onevision" else None,
+    )
+    tiles, rows = 0, []
+    for size in _SIZES[:images]:
+        target = nearest_size(size, packing.sizes)
+        grid = (target[0] // 16, target[1] // 16)
+        rows.append(packed_rows(tiles, grid, size, packing))
+        tiles += 1 + grid[0] * grid[1]
+    return _Packed(tiles, [each[0] for each in rows], [each[1] for each in rows])
+
+
+def tiles_of_images(pixel_values: Any, taps: Any, weights: Any) -> dict[str, Any]:
+    """The tiles as LLaVA-NeXT takes them: padded to the largest number, with the sizes of images."""
+    import torch
+
+    counts = {sum(numbers): numbers for numbers in ([3], [3, 3], [3, 3, 5])}[len(pixel_values)]
+    images = pixel_values.split(counts)
+    padded = [torch.cat([each, torch.zeros((max(counts) - len(each), 3, 16, 16))]) for each in images]
+    return {"pixel_values": torch.stack(padded), "image_sizes": torch.tensor(_SIZES[: len(counts)])}
 
 
 def padded_patches(pixel_values: Any, image_grid_thw: Any) -> dict[str, Any]:
@@ -558,10 +625,11 @@ def rows_of_patches(pixel_values: Any, image_grid_thw: Any) -> dict[str, Any]:
 
 
 # How transformers takes what `encoder_input` returns, by model type.
-_REFERENCE_INPUTS = {
+_REFERENCE_INPUTS: Mapping[str, Callable[..., dict[str, Any]]] = {
     "gemma4": padded_patches,
     "lfm2_vl": shaped_patches,
     "lighton_ocr": images_of_patches,
+    **dict.fromkeys(["llava_next", "llava_next_video", "llava_onevision"], tiles_of_images),
     "mistral3": images_of_patches,
     "paddleocr_vl": rows_of_patches,
 }
@@ -571,6 +639,8 @@ def media_prompt(name: str, size: int) -> list[int]:
     """A prompt with placeholders for this many images or sounds of `encoder_input`."""
     if reads_patches(name):
         rows = [height * width // 4 for _, height, width in _GRIDS[:size]]
+    elif reads_packed_tiles(name):
+        rows = [len(each) for each in _packed(name, size).taps]
     elif name == "qwen2_audio":
         rows = [((frames - 1) // 2 + 1 - 2) // 2 + 1 for frames in _FRAMES[:size]]
     else:

@@ -47,6 +47,8 @@ _ON_REQUEST = (  # images=True
     "got_ocr2",
     "lfm2_vl",
     "lighton_ocr",
+    "llava_next",
+    "llava_onevision",
     "mistral3",
     "qwen3_5",
     "vipllava",
@@ -198,6 +200,9 @@ def test_images_stand_where_their_tokens_do(smolvlm: _GrowingFunction) -> None:
         "cohere2_vision",
         "got_ocr2",
         "vipllava",
+        "llava_next",
+        "llava_next_video",
+        "llava_onevision",
     ],
 )
 def test_rows_of_images_and_sounds_take_the_places_of_tokens(name: str, tmp_path: Path) -> None:
