@@ -39,6 +39,7 @@ _WITH_TEXT = (
     "llava_next",
     "llava_next_video",
     "llava_onevision",
+    "llava_onevision1_5",
     "minicpmv4_6",
     "minicpmv4_7",
     "mistral3",
@@ -51,8 +52,15 @@ _WITH_TEXT = (
     "vipllava",
 )
 _TEXT = "language_model."
-# transformers 5.24 saves the layers of Kimi K2.5's text under the name of its encoder's, "blocks".
-_TEXT_RENAMES = {f"{_TEXT}model.blocks.": "model.layers.", f"model.{_TEXT}": "model.", _TEXT: ""}
+# transformers 5.24 saves the layers of Kimi K2.5's text under the name of its encoder's, "blocks", and 5.25 the text of
+# LLaVA-OneVision 1.5 as "model.model.".
+_NESTED = tuple(f"model.model.{each}." for each in ("embed_tokens", "layers", "norm"))
+_TEXT_RENAMES = {
+    f"{_TEXT}model.blocks.": "model.layers.",
+    f"model.{_TEXT}": "model.",
+    _TEXT: "",
+    **{each: each.removeprefix("model.") for each in _NESTED},
+}
 
 
 def decoder_settings(folder: Path) -> tuple[str, dict[str, Any], bool]:
@@ -112,7 +120,8 @@ def read_hugging_face(
     checkpoint = Checkpoint(renamed(weights, renames), str(folder))
     checkpoint.ignore_suffixes(family.unused)
     if has_others:
-        checkpoint.ignore([name for name in weights.names if _TEXT not in name and not name.startswith("lm_head.")])
+        others = [name for name in weights.names if _TEXT not in name and not name.startswith((*_NESTED, "lm_head."))]
+        checkpoint.ignore(others)
     names = family.names(settings) if callable(family.names) else family.names
     if not tied and not checkpoint.has(f"{names.head}.weight"):
         if not is_part or settings.get("tie_word_embeddings") is not None:

@@ -22,10 +22,13 @@ from compiler.frontends.llm.captured_media import (
 from compiler.frontends.llm.gemma_masks import gemma3_arguments, gemma4_arguments
 from compiler.frontends.llm.media_rows import FEATURES
 from compiler.frontends.llm.patch_encoders import (
+    exaone_rows,
     gemma4_rows,
     glm_rows,
     lfm2_rows,
+    lfm3_rows,
     lighton_rows,
+    llava_rows,
     mistral_rows,
     paddle_rows,
     qwen_rows,
@@ -84,6 +87,7 @@ _QWEN_3_5 = replace(_QWEN, text=None)
 MEDIA_MODELS: Mapping[str, MediaModel] = {
     "aya_vision": _BESIDE_TEXT,
     "cohere2_vision": _BESIDE_TEXT,
+    "exaone4_5": MediaModel(reads=Patches, rows=exaone_rows, text=None),
     "gemma3": MediaModel(reads=Images, rows=_gemma_rows, arguments=gemma3_arguments),
     "gemma4": MediaModel(reads=Patches, rows=gemma4_rows, arguments=gemma4_arguments),
     "glm46v": _GLM,
@@ -94,11 +98,13 @@ MEDIA_MODELS: Mapping[str, MediaModel] = {
     "idefics3": MediaModel(reads=ImagesOfTexts, rows=_idefics_rows, text="text_model"),
     "internvl": MediaModel(reads=Images, rows=_projected_rows),
     "lfm2_vl": MediaModel(reads=Patches, rows=lfm2_rows, text=None),
+    "lfm3_vl": MediaModel(reads=Patches, rows=lfm3_rows, text=None),
     "lighton_ocr": MediaModel(reads=Patches, rows=lighton_rows, text=None),
     "llava": MediaModel(reads=Images, rows=_llava_rows),
     "llava_next": _PACKED,
     "llava_next_video": _PACKED,
     "llava_onevision": _PACKED,
+    "llava_onevision1_5": MediaModel(reads=Patches, rows=llava_rows, text=None),
     "mistral3": MediaModel(reads=Patches, rows=mistral_rows, text=None),
     "paddleocr_vl": MediaModel(reads=Patches, rows=paddle_rows),
     "qwen2_5_vl": _QWEN,

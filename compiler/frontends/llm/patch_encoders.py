@@ -16,6 +16,11 @@ from compiler.frontends.llm.patch_positions import PatchPositions, attend_within
 Tensor = torch.Tensor
 
 
+def exaone_rows(model: Any, pixels: Tensor, grids: Tensor) -> Outputs:
+    """Rows of EXAONE 4.5, whose text has positions in one dimension."""
+    return {FEATURES: qwen_rows(model, pixels, grids)[FEATURES]}
+
+
 def gemma4_rows(model: Any, pixels: Tensor, grids: Tensor) -> Outputs:
     """Rows of Gemma 4: means of squares of patches, with attention within images."""
     tower = model.model.vision_tower
@@ -66,11 +71,50 @@ def lfm2_rows(model: Any, pixels: Tensor, grids: Tensor) -> Outputs:
     return {FEATURES: projector.linear_2(projector.act(projector.linear_1(merged)))}
 
 
+def lfm3_rows(model: Any, pixels: Tensor, grids: Tensor) -> Outputs:
+    """Rows of LFM3-VL: convolutions over the patches of an image, and attention within it."""
+    tower, projector = model.model.vision_tower, model.model.multi_modal_projector
+    attend_within_segments(tower)
+    patches = PatchPositions(grids, pixels.shape[0], tower.spatial_merge_size)
+    hidden = tower.embedding_norm(tower.patch_embed(pixels))
+    rotations = tower.rotary_pos_emb(hidden, patches.coordinates)
+    for layer in tower.layers:
+        normalized = layer.operator_norm(hidden)
+        if layer.is_attention_layer:
+            mixed, _ = layer.self_attn(normalized, patches.frames, rotations, max_seqlen=1)
+        else:
+            before, after, values = layer.conv.in_proj(normalized).chunk(3, dim=-1)
+            mixed = layer.conv.out_proj(after * patches.convolved(before * values, layer.conv.spatial_conv.weight))
+        hidden = hidden + mixed
+        hidden = hidden + layer.feed_forward(layer.ffn_norm(hidden))
+    return {FEATURES: projector(hidden)}
+
+
 def lighton_rows(model: Any, pixels: Tensor, grids: Tensor) -> Outputs:
     """Rows of LightOnOCR (Pixtral's encoder)."""
     patches = PatchPositions(grids, pixels.shape[0], merge_size(model.config))
     hidden = _pixtral_states(model.model.vision_encoder, patches, pixels)[-1]
     return {FEATURES: _pixtral_rows(model.model.vision_projection, patches, hidden)}
+
+
+def llava_rows(model: Any, pixels: Tensor, grids: Tensor) -> Outputs:
+    """Rows of LLaVA-OneVision 1.5, with attention within images and to a class token of each, which come last here."""
+    visual = model.model.visual
+    attend_within_segments(visual)
+    patches, classes = PatchPositions(grids, pixels.shape[0], visual.spatial_merge_size), visual.cls_embeddings
+    angles = torch.cat([classes.class_pos_emb, classes.class_pos_emb], -1)
+    rotations = tuple(
+        torch.cat([each, own.expand(grids.shape[0], -1)])
+        for each, own in zip(
+            visual.rotary_pos_emb(pixels, patches.coordinates), (angles.cos(), angles.sin()), strict=True
+        )
+    )
+    own = classes.class_embedding[None].expand(grids.shape[0], -1)
+    hidden = visual.pre_layernorm(torch.cat([visual.patch_embed(pixels), own]))
+    segments = torch.cat([patches.frames, patches.starts])
+    for block in visual.blocks:
+        hidden = block(hidden, segments, position_embeddings=rotations, max_seqlen=1)
+    return {FEATURES: visual.merger(hidden[: pixels.shape[0]])}
 
 
 def mistral_rows(model: Any, pixels: Tensor, grids: Tensor) -> Outputs:

@@ -25,7 +25,8 @@ class PatchPositions:
         ends = self._counts.cumsum(0)
         self._image = (index[:, None] >= ends[None]).sum(1).clamp(0, grids.shape[0] - 1)
         self._height, self._width = grids[:, 1][self._image], grids[:, 2][self._image]
-        self._start = (ends - self._counts)[self._image]
+        self.starts = ends - self._counts  # the first patch of each image
+        self._start = self.starts[self._image]
         within, area = index - self._start, (self._height * self._width).clamp(1)  # callers may pass any grids
         self._frame, within = within // area, within % area
         block, inner = within // self.unit, within % self.unit
@@ -53,6 +54,22 @@ class PatchPositions:
         taps = rows.shape[1] ** 2
         indices = (rows[:, :, None] * side + columns[:, None]).reshape(-1, taps)
         return indices, (down[:, :, None] * along[:, None]).reshape(-1, taps)
+
+    def convolved(self, values: Tensor, weight: Tensor) -> Tensor:
+        """Return values (patches, channels) convolved by channel with `weight` (channels, 1, rows, columns) over the
+        patches of each frame, with zeros around it."""
+        merge, result = self._merge, torch.zeros_like(values)
+        across = (self._width // merge).clamp(1)
+        for down in range(weight.shape[2]):
+            row = self._row + down - weight.shape[2] // 2
+            for along in range(weight.shape[3]):
+                column = self._column + along - weight.shape[3] // 2
+                inside = (row >= 0) & (row < self._height) & (column >= 0) & (column < self._width)
+                block, inner = row // merge * across + column // merge, row % merge * merge + column % merge
+                places = torch.where(inside, self.frames + block * self.unit + inner, 0)
+                found = torch.where(inside[:, None], values[places.clamp(0, values.shape[0] - 1)], 0)
+                result = result + found * weight[:, 0, down, along]
+        return result
 
     def interpolated(self, table: Tensor, mode: str) -> Tensor:
         """Return learned positions (patches, width) from a square `table` (rows of it, width)."""
@@ -105,5 +122,7 @@ def _within_segments(
     _: Any, query: Tensor, key: Tensor, value: Tensor, *, scaling: float, cu_seq_lens_q: Tensor, **__: Any
 ) -> tuple[Tensor, None]:
     mask = (cu_seq_lens_q[:, None] == cu_seq_lens_q[None])[None, None]
+    shared = query.shape[1] // key.shape[1]  # heads that share their keys
+    key, value = (each.repeat_interleave(shared, 1) if shared > 1 else each for each in (key, value))
     found = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling)
     return found.transpose(1, 2), None

@@ -300,6 +300,38 @@ def _glm46v(positions: int) -> dict[str, Any]:
     return {**config, "vision_config": {**config["vision_config"], "model_type": "glm4v_vision"}}
 
 
+def _exaone4_5(positions: int) -> dict[str, Any]:
+    """Shared keys in the encoder, a layer within windows of 2 x 2 rows, and one without."""
+    sizes = {"depth": 2, "hidden_size": 24, "intermediate_size": 32, "out_hidden_size": 32, "window_size": 16}
+    vision = {**sizes, "fullatt_block_indexes": [1], "num_key_value_heads": 1}
+    return _plain_patches(positions, vision, model_type="exaone4", layer_types=["full_attention"])
+
+
+def _plain_patches(positions: int, vision: dict[str, Any], **text: Any) -> dict[str, Any]:
+    """Positions of the text in one dimension."""
+    return {
+        "vision_config": {"depth": 1, "num_heads": 2, "patch_size": 4, **vision},
+        "text_config": {**_TEXT, "head_dim": 8, "max_position_embeddings": positions, **text},
+        "image_token_id": 258,
+        "video_token_id": 261,
+        "tie_word_embeddings": False,
+    }
+
+
+def _lfm3_vl(positions: int) -> dict[str, Any]:
+    """Layers of the encoder with a convolution over patches, and with attention of shared keys."""
+    layers = {"num_hidden_layers": 2, "layer_types": ["conv", "full_attention"]}
+    vision = {**_VISION, **layers, "num_key_value_heads": 1, "patch_size": 4, "temporal_patch_size": 2}
+    config = _plain_patches(positions, {}, model_type="lfm3", **layers)
+    return {**config, "vision_config": vision, "projector_hidden_size": 40}
+
+
+def _llava_onevision1_5(positions: int) -> dict[str, Any]:
+    """A class token for each image."""
+    vision = {"depth": 2, "hidden_size": 24, "intermediate_size": 32, "out_hidden_size": 32}
+    return _plain_patches(positions, vision, model_type="qwen3")
+
+
 def _paddleocr_vl(positions: int) -> dict[str, Any]:
     vision = {**_VISION, "patch_size": 4, "image_size": 20}
     config = _patches("paddleocr_vl", positions, {}, use_bias=True)
@@ -449,6 +481,7 @@ ENCODER_MODELS = {
     "smolvlm": EncoderModel("SmolVLM", _idefics, "pixel_values", processor=_TILED),
     "idefics3": EncoderModel("Idefics3", _idefics, "pixel_values", processor=_TILED),
     "cohere2_vision": EncoderModel("Cohere2Vision", _cohere, "pixel_values", processor=_CANVAS),
+    "exaone4_5": EncoderModel("Exaone4_5_", _exaone4_5, "pixel_values", 2, _PATCHES),
     "gemma3": EncoderModel("Gemma3", _gemma3, "pixel_values", processor={"size": {"height": 16, "width": 16}}),
     "gemma4": EncoderModel("Gemma4", _gemma4, "pixel_values", 1, _FILLED),
     "gemma4_mixture": EncoderModel("Gemma4", _gemma4_mixture, "pixel_values", 1, _FILLED),
@@ -459,10 +492,14 @@ ENCODER_MODELS = {
     "got_ocr2": EncoderModel("GotOcr2", _got_ocr2, "pixel_values", processor={"size": {"height": 32, "width": 32}}),
     "internvl": EncoderModel("InternVL", _internvl, "pixel_values", processor=_CANVAS),
     "lfm2_vl": EncoderModel("Lfm2Vl", _lfm2_vl, "pixel_values", 1, _SPLIT),
+    "lfm3_vl": EncoderModel("Lfm3Vl", _lfm3_vl, "pixel_values", 2, _PATCHES),
     "lighton_ocr": EncoderModel("LightOnOcr", _lighton_ocr, "pixel_values", 1, _PIXTRAL),
     "llava_next": EncoderModel("LlavaNext", _llava_next, "pixel_values", processor=_PACKED),
     "llava_next_video": EncoderModel("LlavaNextVideo", _llava_next, "pixel_values", processor=_PACKED),
     "llava_onevision": EncoderModel("LlavaOnevision", _llava_onevision, "pixel_values", processor=_PACKED_SIZES),
+    "llava_onevision1_5": EncoderModel(
+        "LlavaOnevision15", _llava_onevision1_5, "pixel_values", 1, {**_PATCHES, "temporal_patch_size": 1}
+    ),
     "mistral3": EncoderModel("Mistral3", _mistral3, "pixel_values", 1, _PIXTRAL),
     "paddleocr_vl": EncoderModel("PaddleOCRVL", _paddleocr_vl, "pixel_values", 1, _PATCHES),
     "qwen2_vl": EncoderModel("Qwen2VL", _qwen2_vl, "pixel_values", 2, _PATCHES),
@@ -539,7 +576,7 @@ def reads_patches(name: str) -> bool:
 
 def reads_packed_tiles(name: str) -> bool:
     """True for encoders of tiles whose rows are put together."""
-    return name.startswith(("llava_next", "llava_onevision"))
+    return name.startswith(("llava_next", "llava_onevision")) and not reads_patches(name)
 
 
 class _Packed(NamedTuple):

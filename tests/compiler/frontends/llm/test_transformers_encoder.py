@@ -44,8 +44,10 @@ _ON_REQUEST = (  # images=True
     "aya_vision",
     "cohere2_vision",
     "gemma4",
+    "exaone4_5",
     "got_ocr2",
     "lfm2_vl",
+    "lfm3_vl",
     "lighton_ocr",
     "llava_next",
     "llava_onevision",
@@ -203,6 +205,9 @@ def test_images_stand_where_their_tokens_do(smolvlm: _GrowingFunction) -> None:
         "llava_next",
         "llava_next_video",
         "llava_onevision",
+        "exaone4_5",
+        "lfm3_vl",
+        "llava_onevision1_5",
     ],
 )
 def test_rows_of_images_and_sounds_take_the_places_of_tokens(name: str, tmp_path: Path) -> None:
