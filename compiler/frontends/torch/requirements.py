@@ -267,7 +267,7 @@ _OPERATORS: dict[str, _Ranges] = {
     "aten.take.default": _take,
     "aten.nll_loss_nd.default": _target,
     "aten.cross_entropy_loss.default": _target,
-    "aten.take_along_dim.default": _along(1, 2),
+    "aten.take_along_dim.default": _along(1, 2, None),
     "aten.max_unpool2d.default": _unpooled,
     "aten.repeat_interleave.self_Tensor": _repeats,
     "aten.index_fill.int_Scalar": _along(2, 1, None),

@@ -39,7 +39,9 @@ def _interpolation(mode: Mapping[str, object], *, either: bool) -> Callable[...,
         second: float | None = None,
         third: float | None = None,
     ) -> Value:
-        return _resized(data, size, (first, second, third), mode, align_corners)
+        factors = (first, second, third)
+        _check_size(data, size, factors)
+        return _resized(data, size, factors, mode, align_corners)
 
     return to_either if either else to_size
 
@@ -55,7 +57,9 @@ def _nearest(mode: Mapping[str, object], *, either: bool) -> Callable[..., Value
         second: float | None = None,
         third: float | None = None,
     ) -> Value:
-        return _resized(data, size, (first, second, third), mode, False)
+        factors = (first, second, third)
+        _check_size(data, size, factors)
+        return _resized(data, size, factors, mode, False)
 
     return to_either if either else to_size
 
@@ -93,6 +97,14 @@ def _resized(
         return result if not fixed and all(map(_is_exact, known)) else _cropped(op, result, target, len(spatial))
     whole = op.Concat(op.Shape(data, start=0, end=2), target, axis=0)
     return op.Resize(data, None, None, whole, **how)
+
+
+def _check_size(data: Value, size: SizeArgument, factors: Sequence[float | None]) -> None:
+    """Refuse a size that the factors do not give, as PyTorch's internal functions accept."""
+    for axis, (extent, factor) in enumerate(zip(list(data.shape)[2:], factors, strict=False)):
+        target = _part(size, axis)
+        if factor is not None and isinstance(extent, int) and target not in (None, _size(extent, factor)):
+            raise ValueError(f"the size {target} of axis {axis + 2} is not {extent} times its factor {factor}")
 
 
 def _size(size: object, factor: float) -> int | None:

@@ -234,7 +234,8 @@ def _take_along_dim(original: _Function) -> _Function:
             pairs = list(zip(input.shape, indices.shape, strict=True))
             del pairs[dim]
             if all(statically_known_true(one == two) for one, two in pairs):
-                return torch.gather(input, dim, indices)
+                positions = torch.where(indices < 0, indices + input.shape[dim], indices)
+                return torch.gather(input, dim, positions)
         return original(input, indices, dim)
 
     return take_along_dim

@@ -57,7 +57,29 @@ def _fraction_and_exponent(values: Tensor) -> tuple[Tensor, Tensor]:
 
 @decomposition_of("aten.copysign.Tensor")
 def copysign(values: Tensor, signs: Tensor) -> Tensor:
-    return torch.where(negative(signs), -values.abs(), values.abs())
+    """Magnitudes with the signs of other numbers; floats also for integers."""
+    dtype = torch.result_type(values, signs)
+    size = values.to(dtype if dtype.is_floating_point else torch.get_default_dtype()).abs()
+    return torch.where(negative(signs), -size, size)
+
+
+@decomposition_of("aten.copysign.Scalar")
+def _copysign_of_number(values: Tensor, sign: float) -> Tensor:
+    size = _float(values).abs()
+    return -size if math.copysign(1, sign) < 0 else size
+
+
+@decomposition_of("aten.angle.default")
+def _angle(values: Tensor) -> Tensor:
+    """0, or pi for negative numbers (not for -0); NaN for NaN."""
+    if values.is_complex():
+        return NotImplemented
+    floats = _float(values)
+    return torch.where(floats.isnan(), floats, torch.where(values < 0, math.pi, 0.0).to(floats.dtype))
+
+
+def _float(values: Tensor) -> Tensor:
+    return values if values.is_floating_point() else values.to(torch.get_default_dtype())
 
 
 @decomposition_of("aten.signbit.default")

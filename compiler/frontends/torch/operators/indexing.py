@@ -108,6 +108,33 @@ def _unfold_backward(windows: Tensor, shape: Sequence[int], axis: int, size: int
     return total.reshape([*moved.shape[:-2], shape[axis]]).movedim(-1, axis)
 
 
+@decomposition_of("aten.take_along_dim.default")
+def _take_along_axis(values: Tensor, indices: Tensor, dim: int | None = None) -> Tensor:
+    """Gather; negative indices count from the end, and other axes of size 1 are broadcast."""
+    if dim is None:
+        return _take_along_axis(values.reshape(-1), indices.reshape(-1), 0)
+    axis = dim % values.ndim
+    others = [_without(each.shape, axis) for each in (values, indices)]
+    shape = list(torch.broadcast_shapes(*others))  # type: ignore[no-untyped-call]
+    expanded = values.expand([*shape[:axis], values.shape[axis], *shape[axis:]])
+    places = indices.expand([*shape[:axis], indices.shape[axis], *shape[axis:]])
+    return expanded.gather(axis, torch.where(places < 0, places + values.shape[axis], places))
+
+
+def _without(shape: Sequence[Any], axis: int) -> list[Any]:
+    return [size for each, size in enumerate(shape) if each != axis]
+
+
+@decomposition_of("aten.bincount.default")
+def _bincount(values: Tensor, weights: Tensor | None = None, minlength: int = 0) -> Tensor:
+    """Sums of weights by value; without weights, by the exporter's conversion."""
+    if weights is None:
+        return NotImplemented
+    counts = torch.bincount(values, minlength=minlength)
+    summed = weights if weights.is_floating_point() else weights.to(torch.float64)
+    return torch.zeros(counts.shape[0], dtype=summed.dtype).index_add(0, values.to(torch.int64), summed)
+
+
 @decomposition_of("aten.put.default")
 def _put(data: Tensor, index: Tensor, values: Tensor, accumulate: bool = False) -> Tensor:
     flat, positions = data.reshape(-1), index.reshape(-1)
@@ -120,7 +147,8 @@ def _index_reduce(
     data: Tensor, dim: int, index: Tensor, source: Tensor, reduce: str, *, include_self: bool = True
 ) -> Tensor:
     if data.ndim == 0:
-        return NotImplemented
+        scattered = _index_reduce(data.reshape(1), 0, index, source.reshape(-1), reduce, include_self=include_self)
+        return scattered.reshape(())
     positions = along_axis(index, data.ndim, dim % data.ndim).expand(source.shape)
     if reduce == "mean":
         return _scattered_mean(data, dim, positions, source, include_self)
@@ -163,6 +191,20 @@ def _scatters_a_corner(operator: torch._ops.OpOverload) -> None:
 _ATEN = torch.ops.aten
 for _operator in (_ATEN.scatter.src, _ATEN.scatter.reduce, _ATEN.scatter_add.default, _ATEN.scatter_reduce.two):
     _scatters_a_corner(_operator)
+
+
+_REDUCTIONS = {"add": "sum", "multiply": "prod"}  # names of `scatter` and of `scatter_reduce`
+
+
+@decomposition_of("aten.scatter.reduce")
+def _scatter(data: Tensor, dim: int, index: Tensor, source: Tensor, *, reduce: str) -> Tensor:
+    return data.scatter_reduce(dim, index, source, _REDUCTIONS[reduce])
+
+
+@decomposition_of("aten.scatter.value_reduce")
+def _scatter_number(data: Tensor, dim: int, index: Tensor, value: float, *, reduce: str) -> Tensor:
+    source = torch.full_like(index, value, dtype=data.dtype)
+    return data.scatter_reduce(dim, index, source, _REDUCTIONS[reduce])
 
 
 @decomposition_of("aten.scatter_reduce.two")
@@ -269,6 +311,21 @@ def _arange(*bounds: Any, dtype: torch.dtype | None = None, **_: Any) -> Tensor:
     count = max(math.ceil((end - start) / step), 0)
     values = torch.arange(count).to(torch.float64) * step + start
     return values.to(dtype or torch.get_default_dtype())
+
+
+@decomposition_of("aten.linspace.Tensor_Tensor", "aten.linspace.Tensor_Scalar", "aten.linspace.Scalar_Tensor")
+def _only_start(start: Any, end: Any, steps: int, *, dtype: torch.dtype | None = None, **_: Any) -> Tensor:
+    """A single step, for which torch's decomposition returns a scalar."""
+    if not isinstance(steps, int) or steps != 1:
+        return NotImplemented
+    dtype = dtype or torch.get_default_dtype()
+    return start.to(dtype).reshape(1) if isinstance(start, Tensor) else torch.full((1,), start, dtype=dtype)
+
+
+@decomposition_of("aten.logspace.Tensor_Tensor", "aten.logspace.Tensor_Scalar", "aten.logspace.Scalar_Tensor")
+def _only_power(start: Any, end: Any, steps: int, base: float = 10.0, **options: Any) -> Tensor:
+    exponent = _only_start(start, end, steps, **options)
+    return NotImplemented if exponent is NotImplemented else torch.pow(base, exponent)
 
 
 @decomposition_of("aten.multinomial.default")

@@ -273,7 +273,7 @@ def _power(matrices: Tensor, exponent: int) -> Tensor:
 @decomposition_of("aten.linalg_vander.default")
 def _powers(values: Tensor, **options: int | None) -> Tensor:
     """Powers 0, 1, 2, ... of each number, by products; `N` of them, by default as many as there are numbers."""
-    return _vander(values, options.get("N"), increasing=True)
+    return _vander(values.reshape(1) if values.ndim == 0 else values, options.get("N"), increasing=True)
 
 
 @decomposition_of("aten.vander.default")

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from compiler.frontends.torch.decomposition import along_axis, decomposition_of
+from compiler.frontends.torch.operators.special_functions import log1p
 
 _NONE, _MEAN = 0, 1  # at::Reduction
 
@@ -49,6 +50,15 @@ def _of_probabilities(
     if reduction == _NONE:
         return losses
     return losses.sum() / losses.numel() if reduction == _MEAN else losses.sum()
+
+
+@decomposition_of("aten.soft_margin_loss.default")
+def _soft_margin(values: Tensor, target: Tensor, reduction: int = _MEAN) -> Tensor:
+    """log(1 + exp(-target * values)), without the exporter's loss of small values."""
+    losses = log1p(torch.exp(-target * values))
+    if reduction == _NONE:
+        return losses
+    return losses.mean() if reduction == _MEAN else losses.sum()
 
 
 @decomposition_of("aten.cdist.default", "aten._cdist_forward.default")

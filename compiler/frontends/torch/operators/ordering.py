@@ -97,6 +97,8 @@ def _running(
 
     An axis of dynamic size uses the custom `operator`.
     """
+    if values.ndim == 0:
+        return values.clone(), values.new_zeros((), dtype=torch.int64)
     size = _size(values, dim)
     if not isinstance(size, int):
         found = _own(operator, values, dim, torch.int64)
@@ -144,6 +146,8 @@ def _own(operator: str, values: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
 @decomposition_of("aten.mode.default")
 def _mode(values: Tensor, dim: int = -1, keepdim: bool = False) -> tuple[Tensor, Tensor]:
     """Return the most frequent element, the smallest of several, and its last index."""
+    if values.ndim == 0:
+        return values.clone(), values.new_zeros((), dtype=torch.int64)
     moved = values.movedim(dim, -1)
     counts = (moved.unsqueeze(-1) == moved.unsqueeze(-2)).sum(-1)
     commonest = counts == counts.amax(-1, keepdim=True)
@@ -191,15 +195,31 @@ def _searchsorted(
     return precedes.sum(-1).to(torch.int32 if out_int32 else torch.int64)
 
 
-def _has_dynamic_boundaries(node: torch.fx.Node) -> bool:
-    boundaries = node.args[1]
-    return isinstance(boundaries, torch.fx.Node) and is_dynamic(boundaries.meta["val"].shape)
+@decomposition_of("aten.searchsorted.Scalar")
+def _searchsorted_number(
+    ordered: Tensor,
+    value: float,
+    *,
+    out_int32: bool = False,
+    right: bool = False,
+    side: str | None = None,
+    sorter: Tensor | None = None,
+) -> Tensor:
+    number = torch.full((), value, dtype=torch.result_type(ordered, value))
+    return _searchsorted(ordered, number, out_int32=out_int32, right=right, side=side, sorter=sorter)
 
 
-@decomposition_of("aten.bucketize.Tensor", condition=_has_dynamic_boundaries)
+def _is_not_decomposed_by_torch(node: torch.fx.Node) -> bool:
+    values, boundaries = node.args[0], node.args[1]
+    if not isinstance(values, torch.fx.Node) or not isinstance(boundaries, torch.fx.Node):
+        return False
+    return values.meta["val"].ndim == 0 or is_dynamic(boundaries.meta["val"].shape)
+
+
+@decomposition_of("aten.bucketize.Tensor", condition=_is_not_decomposed_by_torch)
 def _bucketize(values: Tensor, boundaries: Tensor, *, out_int32: bool = False, right: bool = False) -> Tensor:
-    """Count the boundaries below; torch's own decomposition fixes their number."""
-    if not is_dynamic(boundaries.shape):
+    """Count the boundaries below; torch's own decomposition fixes their number and fails for a single value."""
+    if values.ndim and not is_dynamic(boundaries.shape):
         return NotImplemented
     return _searchsorted(boundaries, values, out_int32=out_int32, right=right)
 

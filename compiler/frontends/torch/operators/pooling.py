@@ -10,7 +10,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from compiler.frontends.torch.decomposition import decomposition_of, is_dynamic
+from compiler.frontends.torch.decomposition import along_axis, decomposition_of, is_dynamic
+
+_MOST_SLICES = 64  # slices are faster than gathered windows, but hundreds of them take minutes to compile
 
 
 @decomposition_of("aten.adaptive_max_pool2d.default", "aten.adaptive_max_pool3d.default")
@@ -20,6 +22,8 @@ def _adaptive_max_pool(values: Tensor, output_size: Sequence[int]) -> tuple[Tens
     sizes = _sizes(values)[-rank:]
     if is_dynamic(sizes):
         return _largest_by_axis(values, output_size)
+    if math.prod(output_size) > _MOST_SLICES:
+        return _largest_of_windows(values, output_size)
     maxima, positions = [], []
     for window in itertools.product(*map(_windows, sizes, output_size)):
         inside: Any = (..., *(slice(*each) for each in window))
@@ -28,6 +32,42 @@ def _adaptive_max_pool(values: Tensor, output_size: Sequence[int]) -> tuple[Tens
         positions.append(_position_in_image(index, window, sizes))
     shape = (*values.shape[:-rank], *output_size)
     return torch.stack(maxima, -1).reshape(shape), torch.stack(positions, -1).reshape(shape)
+
+
+def _position_in_image(index: Tensor, window: Sequence[tuple[int, int]], sizes: Sequence[int]) -> Tensor:
+    """Convert a flat position in a window to one in the image."""
+    position, stride = torch.zeros_like(index), 1
+    for (start, end), size in zip(reversed(window), reversed(sizes), strict=True):
+        position = position + (index % (end - start) + start) * stride
+        index, stride = index // (end - start), stride * size
+    return position
+
+
+def _largest_of_windows(values: Tensor, output_size: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Axis by axis from the last; ties go to the first element in row-major order."""
+    positions: Tensor | None = None
+    stride = 1
+    for axis, parts in reversed([*enumerate(output_size, values.ndim - len(output_size))]):
+        size = values.shape[axis]
+        values, index = _largest_along(values, axis, parts)
+        before = 0 if positions is None else positions.gather(axis, index)
+        positions, stride = before + index * stride, stride * size
+    return values, values.new_zeros(values.shape, dtype=torch.int64) if positions is None else positions
+
+
+def _largest_along(values: Tensor, axis: int, parts: int) -> tuple[Tensor, Tensor]:
+    """Return the largest element of each window of an axis, and its position; a shorter window repeats its last
+    element."""
+    size = values.shape[axis]
+    length = max(end - start for start, end in _windows(size, parts))
+    part = torch.arange(parts)
+    starts = part * size // parts
+    if size % parts:
+        ends = ((part + 1) * size + parts - 1) // parts
+        places = torch.minimum(starts.unsqueeze(-1) + torch.arange(length), ends.unsqueeze(-1) - 1)
+        values = values.index_select(axis, places.flatten())
+    largest, step = values.reshape([*values.shape[:axis], parts, length, *values.shape[axis + 1 :]]).max(axis + 1)
+    return largest, along_axis(starts, values.ndim, axis) + step
 
 
 def _largest_by_axis(values: Tensor, output_size: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -45,15 +85,6 @@ def _largest_by_axis(values: Tensor, output_size: Sequence[int]) -> tuple[Tensor
         index = before.gather(-1, largest.indices.unsqueeze(-1)).squeeze(-1) + largest.indices * stride
         values, positions, stride = largest.values.movedim(-1, axis), index.movedim(-1, axis), stride * size
     return values, positions
-
-
-def _position_in_image(index: Tensor, window: Sequence[tuple[int, int]], sizes: Sequence[int]) -> Tensor:
-    """Convert a flat position in a window to one in the image."""
-    position, stride = torch.zeros_like(index), 1
-    for (start, end), size in zip(reversed(window), reversed(sizes), strict=True):
-        position = position + (index % (end - start) + start) * stride
-        index, stride = index // (end - start), stride * size
-    return position
 
 
 @decomposition_of("aten.adaptive_max_pool1d.default")

@@ -77,12 +77,16 @@ def _singular_values(matrices: Tensor, *, driver: str | None = None) -> Tensor:
 def _eigh(matrices: Tensor, UPLO: str = "L") -> tuple[Tensor, Tensor]:  # noqa: N803
     if matrices.is_complex():
         return NotImplemented
-    lower = matrices.tril(-1) if UPLO.upper() == "L" else matrices.triu(1).mT
-    unit = torch.eye(matrices.shape[-1], dtype=matrices.dtype)
-    diagonal, turned = _rotations("Diagonalized", lower + lower.mT + matrices * unit)
+    diagonal, turned = _rotations("Diagonalized", _symmetric(matrices, UPLO))
     values, order = diagonal.diagonal(dim1=-2, dim2=-1).sort(-1)
     vectors = _rows(turned, order).mT
     return values.to(matrices.dtype), vectors.to(matrices.dtype)
+
+
+def _symmetric(matrices: Tensor, triangle: str) -> Tensor:
+    """The symmetric matrices of which one triangle is given, "L" or "U"; the other one is not read."""
+    lower = matrices.tril(-1) if triangle.upper() == "L" else matrices.triu(1).mT
+    return lower + lower.mT + matrices * torch.eye(matrices.shape[-1], dtype=matrices.dtype)
 
 
 @decomposition_of("aten._linalg_eigh.default")
@@ -99,7 +103,8 @@ def _eigenvalues(matrices: Tensor, UPLO: str = "L") -> Tensor:  # noqa: N803
 def _pseudo_inverse(matrices: Tensor, *, atol: Any = None, rtol: Any = None, hermitian: bool = False) -> Tensor:
     if matrices.is_complex():
         return NotImplemented
-    left, values, right = _svd(matrices.double(), full_matrices=False)
+    wide = matrices.double()
+    left, values, right = _svd(_symmetric(wide, "L") if hermitian else wide, full_matrices=False)
     kept = values > _tolerance(matrices, values, atol, rtol)
     factors = torch.where(kept, 1 / torch.where(kept, values, 1.0), 0.0)
     return ((right.mT * factors.unsqueeze(-2)) @ left.mT).to(matrices.dtype)
@@ -114,7 +119,8 @@ def _pseudo_inverse_of_ratio(matrices: Tensor, rcond: Any = 1e-15, hermitian: bo
 def _rank(matrices: Tensor, *, atol: Any = None, rtol: Any = None, hermitian: bool = False) -> Tensor:
     if matrices.is_complex():
         return NotImplemented
-    values = _singular_values(matrices.double())
+    wide = matrices.double()
+    values = _singular_values(_symmetric(wide, "L") if hermitian else wide)
     return (values > _tolerance(matrices, values, atol, rtol)).sum(-1)
 
 

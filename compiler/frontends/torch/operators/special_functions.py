@@ -231,7 +231,7 @@ def _lgamma(values: Tensor) -> Tensor:
     direct = torch.where(large, alone, direct - torch.where(large, 1.0, product).log())
     sine = torch.sin(math.pi * (wide - wide.round())).abs()
     result = torch.where(reflected, math.log(math.pi) - sine.log() - direct, direct)
-    return torch.where(torch.isinf(wide), torch.inf, result).to(values.dtype)
+    return torch.where(torch.isinf(wide), torch.inf, result).to(_float_dtype(values))
 
 
 @decomposition_of("aten.digamma.default", "aten.special_psi.default", "aten.special_digamma.default")
@@ -246,7 +246,7 @@ def _digamma(values: Tensor) -> Tensor:
     result = torch.where(reflected, direct - cotangent, direct)
     # At 0 it tends to infinity on either side; at the other poles there is no limit.
     pole = torch.where(wide == 0, -1 / wide, torch.nan)
-    return torch.where((fraction == 0) & reflected, pole, result).to(values.dtype)
+    return torch.where((fraction == 0) & reflected, pole, result).to(_float_dtype(values))
 
 
 @decomposition_of("aten.mvlgamma.default", "aten.special_multigammaln.default")
@@ -256,7 +256,7 @@ def _mvlgamma(values: Tensor, p: int) -> Tensor:
     total = torch.full_like(wide, p * (p - 1) / 4 * math.log(math.pi))
     for step in range(p):
         total = total + _lgamma(wide - step / 2)
-    return total.to(values.dtype)
+    return total.to(_float_dtype(values))
 
 
 def _series(values: Tensor, coefficients: Sequence[float]) -> Tensor:

@@ -50,6 +50,8 @@ def comes_before(a: Expr, b: Expr, dtype: str, *, descending: bool) -> Expr:
     """True if `a` sorts strictly before `b`; NaN counts as the largest."""
     if dtype in ("float16", "bfloat16"):
         a, b = a.astype("float32"), b.astype("float32")
+    elif dtype == "bool":  # LLVM compares no booleans
+        a, b = a.astype("uint8"), b.astype("uint8")
     is_before = a > b if descending else a < b
     if not dtypes.is_float(dtype):
         return is_before
