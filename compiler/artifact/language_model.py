@@ -112,6 +112,8 @@ class ImagePreparation(Record, frozen=True, kw_only=True):
         height, width: size of the encoder's input: an image, a tile or a patch.
         shortest: the shorter side is resized to this length and the center is cropped; None: the whole image is resized
             to fit.
+        padded: the image is resized so that its longer side is the input's and the other one at least of this length,
+            and centered on the mean color; None: it is not.
         longest: the longer side is resized to this length first (for images in patches: if it is longer, and sides are
             rounded up); None: it is not.
         splits: the image is split into tiles, which precede the whole image.
@@ -137,6 +139,7 @@ class ImagePreparation(Record, frozen=True, kw_only=True):
     height: Size
     width: Size
     shortest: Size | None = None
+    padded: Size | None = None
     longest: Size | None = None
     splits: bool = False
     canvas: tuple[Tiles, Tiles] | None = None

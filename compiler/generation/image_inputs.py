@@ -11,6 +11,7 @@ import numpy as np
 from compiler.artifact.language_model import ImagePreparation, PatchPreparation
 from compiler.errors import InputError
 from compiler.support.media_files import Image, read_image
+from compiler.support.optional import optional_module
 
 Array = np.ndarray
 _LONGEST = 4096
@@ -143,6 +144,10 @@ def _tiles(image: Any, preparation: ImagePreparation) -> tuple[list[Any], int, i
     size, filter_ = (preparation.width, preparation.height), preparation.resample
     if preparation.shortest is not None:
         return [_cropped(image, preparation.shortest, size, filter_)], 0, 0
+    if preparation.padded is not None:
+        least, factor = preparation.padded, preparation.height / max(image.size)
+        width, height = (max(round(each * factor), least) for each in image.size)
+        return [padded(image.resize((width, height), filter_), size, mean_color(preparation))], 0, 0
     if preparation.canvas is not None:
         choose = _NEAREST[preparation.grid]
         columns, rows = choose(image, size, preparation.canvas)
@@ -232,6 +237,19 @@ def _cropped(image: Any, shortest: int, size: tuple[int, int], filter_: int) -> 
         resized = image.resize((int(shortest * width / height), shortest), filter_)
     left, top = (resized.width - size[0]) // 2, (resized.height - size[1]) // 2
     return resized.crop((left, top, left + size[0], top + size[1]))
+
+
+def padded(image: Any, size: tuple[int, int], color: tuple[int, ...]) -> Any:
+    """Return an image in the middle of one of another width and height."""
+    operations = optional_module("PIL.ImageOps", "images", "reads images")
+    left, top = (size[0] - image.width) // 2, (size[1] - image.height) // 2
+    border = (left, top, size[0] - image.width - left, size[1] - image.height - top)
+    return operations.expand(image, border, color)
+
+
+def mean_color(preparation: ImagePreparation) -> tuple[int, ...]:
+    """Return the color, of 0 to 255 per channel, that is normalized to nearly zero."""
+    return tuple(int(each * 255) for each in preparation.mean)
 
 
 def normalized(image: Any, preparation: ImagePreparation) -> Array:

@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 
 from compiler.artifact.language_model import ImagePreparation, TilePacking
-from compiler.generation.image_inputs import cut_into_tiles, normalized
+from compiler.generation.image_inputs import cut_into_tiles, mean_color, normalized, padded
 from compiler.support.media_files import Image, read_image
-from compiler.support.optional import optional_module
 
 Array = np.ndarray
 Size = tuple[int, int]  # height, width
@@ -124,21 +123,12 @@ def _split(image: Any, target: Size, preparation: ImagePreparation) -> list[Any]
         size = (target[1], min(math.ceil(image.height * across), target[0]))
     else:
         size = (min(math.ceil(image.width * down), target[1]), target[0])
-    canvas = _padded(image.resize(size, preparation.resample), (target[1], target[0]), _BLACK)
+    canvas = padded(image.resize(size, preparation.resample), (target[1], target[0]), _BLACK)
     tile = (preparation.width, preparation.height)
     return [image.resize(tile, preparation.resample), *cut_into_tiles(canvas, tile)]
 
 
 def _squared(image: Any, preparation: ImagePreparation) -> Any:
     """Return an image in the middle of a square of the mean color, resized to a tile."""
-    mean = tuple(int(each * 255) for each in preparation.mean)
-    square = _padded(image, (max(image.size), max(image.size)), mean)
+    square = padded(image, (max(image.size), max(image.size)), mean_color(preparation))
     return square.resize((preparation.width, preparation.height), preparation.resample)
-
-
-def _padded(image: Any, size: tuple[int, int], color: tuple[int, ...]) -> Any:
-    """Return an image in the middle of one of another width and height."""
-    operations = optional_module("PIL.ImageOps", "images", "reads images")
-    left, top = (size[0] - image.width) // 2, (size[1] - image.height) // 2
-    border = (left, top, size[0] - image.width - left, size[1] - image.height - top)
-    return operations.expand(image, border, color)

@@ -31,6 +31,7 @@ _WITH_TEXT = (
     "gemma3n",
     "gemma4",
     "got_ocr2",
+    "janus",
     "kimi_k25",
     "lfm2_vl",
     "lfm3_vl",
@@ -45,6 +46,7 @@ _WITH_TEXT = (
     "mistral3",
     "nemotron_h_omni",
     "ovis2",
+    "qianfan_ocr",
     "qwen3_5",
     "qwen3_5_moe",
     "video_llama_3",
@@ -52,11 +54,12 @@ _WITH_TEXT = (
     "vipllava",
 )
 _TEXT = "language_model."
-# transformers 5.24 saves the layers of Kimi K2.5's text under the name of its encoder's, "blocks", and 5.25 the text of
-# LLaVA-OneVision 1.5 as "model.model.".
+# transformers 5.24 and 5.25 save the layers of Kimi K2.5's and Qianfan-OCR's texts under the names of their encoders',
+# "blocks" and "encoder.layers", and the text of LLaVA-OneVision 1.5 as "model.model.".
 _NESTED = tuple(f"model.model.{each}." for each in ("embed_tokens", "layers", "norm"))
 _TEXT_RENAMES = {
     f"{_TEXT}model.blocks.": "model.layers.",
+    f"{_TEXT}model.encoder.layers.": "model.layers.",
     f"model.{_TEXT}": "model.",
     _TEXT: "",
     **{each: each.removeprefix("model.") for each in _NESTED},

@@ -87,6 +87,7 @@ _QWEN_3_5 = replace(_QWEN, text=None)
 MEDIA_MODELS: Mapping[str, MediaModel] = {
     "aya_vision": _BESIDE_TEXT,
     "cohere2_vision": _BESIDE_TEXT,
+    "deepseek_vl": _BESIDE_TEXT,
     "exaone4_5": MediaModel(reads=Patches, rows=exaone_rows, text=None),
     "gemma3": MediaModel(reads=Images, rows=_gemma_rows, arguments=gemma3_arguments),
     "gemma4": MediaModel(reads=Patches, rows=gemma4_rows, arguments=gemma4_arguments),
@@ -97,6 +98,7 @@ MEDIA_MODELS: Mapping[str, MediaModel] = {
     "got_ocr2": _BESIDE_TEXT,
     "idefics3": MediaModel(reads=ImagesOfTexts, rows=_idefics_rows, text="text_model"),
     "internvl": MediaModel(reads=Images, rows=_projected_rows),
+    "janus": _BESIDE_TEXT,
     "lfm2_vl": MediaModel(reads=Patches, rows=lfm2_rows, text=None),
     "lfm3_vl": MediaModel(reads=Patches, rows=lfm3_rows, text=None),
     "lighton_ocr": MediaModel(reads=Patches, rows=lighton_rows, text=None),
@@ -107,6 +109,7 @@ MEDIA_MODELS: Mapping[str, MediaModel] = {
     "llava_onevision1_5": MediaModel(reads=Patches, rows=llava_rows, text=None),
     "mistral3": MediaModel(reads=Patches, rows=mistral_rows, text=None),
     "paddleocr_vl": MediaModel(reads=Patches, rows=paddle_rows),
+    "qianfan_ocr": _BESIDE_TEXT,
     "qwen2_5_vl": _QWEN,
     "qwen2_audio": MediaModel(reads=MaskedSounds, rows=_qwen_audio_rows, token="audio_token_id"),
     "qwen2_vl": _QWEN,

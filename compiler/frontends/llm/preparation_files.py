@@ -115,6 +115,19 @@ def _squeezed(values: dict[str, Any]) -> dict[str, Any] | None:
     return None if values.get("do_pan_and_scan") else _rectangle(values, 224)
 
 
+def _padded(values: dict[str, Any]) -> dict[str, Any] | None:
+    """The whole image, centered in a square."""
+    if not values.get("do_pad", True):
+        return None
+    return {**_rectangle(values, 384), "padded": values.get("min_size", 14)}
+
+
+def _padded_in_frame(values: dict[str, Any]) -> dict[str, Any] | None:
+    """The same with texts around an image."""
+    description = _padded(values)
+    return description and {**description, "before": values["boi_token"], "after": values["eoi_token"]}
+
+
 def _on_canvas(values: dict[str, Any]) -> dict[str, Any]:
     """Tiles of a grid with the image's aspect ratio, and the whole image."""
     return {**_rectangle(values, 384), "canvas": (values.get("min_patches", 1), values.get("max_patches", 12))}
@@ -123,6 +136,11 @@ def _on_canvas(values: dict[str, Any]) -> dict[str, Any]:
 def _on_framed_canvas(values: dict[str, Any]) -> dict[str, Any]:
     """The same with texts around an image."""
     return {**_on_canvas(values), "before": "<img>", "after": "</img>"}
+
+
+def _on_placed_canvas(values: dict[str, Any]) -> dict[str, Any]:
+    """The same with another token for rows than for an image."""
+    return {**_on_framed_canvas(values), "place": values["image_placeholder_token"]}
 
 
 def _on_marked_canvas(values: dict[str, Any]) -> dict[str, Any]:
@@ -305,12 +323,14 @@ _COHERE = {
 _FURTHER: dict[str, Callable[[Path], dict[str, Any]]] = {
     "aya_vision": lambda folder: _texts(folder, _AYA),
     "cohere2_vision": lambda folder: _texts(folder, _COHERE),
+    "janus": lambda folder: _texts(folder, {"boi_token": "<begin_of_image>", "eoi_token": "<end_of_image>"}),
     "lfm2_vl": lambda folder: _texts(folder, {"use_image_special_tokens": True}),
     "lighton_ocr": _merged_patches,
     "llava_next": _packing,
     "llava_next_video": _packing,
     "llava_onevision": _packing,
     "mistral3": _merged_patches,
+    "qianfan_ocr": lambda folder: _texts(folder, {"image_placeholder_token": "<image>"}),
 }
 # By model type: the image layout, Pillow's filter, and the channels' default means and deviations.
 _KINDS: dict[str, tuple[Callable[[dict[str, Any]], dict[str, Any] | None], int, tuple[tuple[float, ...], ...]]] = {
@@ -324,6 +344,9 @@ _KINDS: dict[str, tuple[Callable[[dict[str, Any]], dict[str, Any] | None], int, 
     "got_ocr2": (partial(_rectangle, default=384), _BICUBIC, _CLIP),
     "gemma3": (_squeezed, _BILINEAR, _HALVES),
     "gemma4": (_in_filled_area, _BICUBIC, _UNCHANGED),
+    "deepseek_vl": (_padded, _BICUBIC, _CLIP),
+    "janus": (_padded_in_frame, _BICUBIC, _CLIP),
+    "qianfan_ocr": (_on_placed_canvas, _BICUBIC, _CLIP),
     "internvl": (_on_framed_canvas, _BICUBIC, _CLIP),
     "exaone4_5": (_in_patches, _BICUBIC, _CLIP),
     "lfm3_vl": (_in_patches, _BICUBIC, _CLIP),

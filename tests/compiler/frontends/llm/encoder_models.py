@@ -430,6 +430,30 @@ def _got_ocr2(positions: int) -> dict[str, Any]:
     return {**config, "vision_config": {**vision, "window_size": 3, "global_attn_indexes": [1]}, "text_config": text}
 
 
+def _deepseek_vl(positions: int) -> dict[str, Any]:
+    config = _tiles(positions)
+    return {**config, "vision_config": {**config["vision_config"], "image_size": 8, "vision_use_head": False}}
+
+
+def _janus(positions: int) -> dict[str, Any]:
+    sizes = {
+        "hidden_size": 24,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "mlp_ratio": 2.0,
+        "projection_dim": 32,
+    }
+    codes = {"base_channels": 32, "channel_multiplier": [1], "num_res_blocks": 1, "num_embeddings": 8, "embed_dim": 8}
+    config = _tiles(positions, vq_config={**codes, "latent_channels": 32, "projection_dim": 8})
+    return {**config, "vision_config": {**sizes, "image_size": 8, "patch_size": 4, "num_image_tokens": 4}}
+
+
+def _qianfan_ocr(positions: int) -> dict[str, Any]:
+    config = _internvl(positions)
+    vision = {**config["vision_config"], "model_type": "qianfan_ocr_vision"}
+    return {**config, "vision_config": vision, "text_config": {**config["text_config"], "model_type": "qwen3"}}
+
+
 def _sounds(positions: int, **audio: Any) -> dict[str, Any]:
     encoder = {"num_mel_bins": 8, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 32}
     return {
@@ -462,6 +486,7 @@ _SPLIT = {
 _PIXTRAL = {"patch_size": {"height": 8, "width": 8}, "size": {"longest_edge": 48}}
 _TILED = {"size": {"longest_edge": 32}, "max_image_size": {"longest_edge": 16}}
 _CROPPED = {"size": {"shortest_edge": 16}, "crop_size": {"height": 16, "width": 16}}
+_SMALL = {"size": {"height": 8, "width": 8}, "min_size": 2}
 _CANVAS = {"size": {"height": 16, "width": 16}, "max_patches": 6}
 _PACKED = {**_CROPPED, "image_grid_pinpoints": _GRIDS_OF_TILES}
 _PACKED_SIZES = {"size": {"height": 16, "width": 16}, "image_grid_pinpoints": _GRIDS_OF_TILES}
@@ -481,6 +506,7 @@ ENCODER_MODELS = {
     "smolvlm": EncoderModel("SmolVLM", _idefics, "pixel_values", processor=_TILED),
     "idefics3": EncoderModel("Idefics3", _idefics, "pixel_values", processor=_TILED),
     "cohere2_vision": EncoderModel("Cohere2Vision", _cohere, "pixel_values", processor=_CANVAS),
+    "deepseek_vl": EncoderModel("DeepseekVL", _deepseek_vl, "pixel_values", processor=_SMALL),
     "exaone4_5": EncoderModel("Exaone4_5_", _exaone4_5, "pixel_values", 2, _PATCHES),
     "gemma3": EncoderModel("Gemma3", _gemma3, "pixel_values", processor={"size": {"height": 16, "width": 16}}),
     "gemma4": EncoderModel("Gemma4", _gemma4, "pixel_values", 1, _FILLED),
@@ -491,6 +517,7 @@ ENCODER_MODELS = {
     "glm_ocr": EncoderModel("GlmOcr", _glm_ocr, "pixel_values", 2, _PATCHES),
     "got_ocr2": EncoderModel("GotOcr2", _got_ocr2, "pixel_values", processor={"size": {"height": 32, "width": 32}}),
     "internvl": EncoderModel("InternVL", _internvl, "pixel_values", processor=_CANVAS),
+    "janus": EncoderModel("Janus", _janus, "pixel_values", processor=_SMALL),
     "lfm2_vl": EncoderModel("Lfm2Vl", _lfm2_vl, "pixel_values", 1, _SPLIT),
     "lfm3_vl": EncoderModel("Lfm3Vl", _lfm3_vl, "pixel_values", 2, _PATCHES),
     "lighton_ocr": EncoderModel("LightOnOcr", _lighton_ocr, "pixel_values", 1, _PIXTRAL),
@@ -502,6 +529,7 @@ ENCODER_MODELS = {
     ),
     "mistral3": EncoderModel("Mistral3", _mistral3, "pixel_values", 1, _PIXTRAL),
     "paddleocr_vl": EncoderModel("PaddleOCRVL", _paddleocr_vl, "pixel_values", 1, _PATCHES),
+    "qianfan_ocr": EncoderModel("QianfanOCR", _qianfan_ocr, "pixel_values", processor=_CANVAS),
     "qwen2_vl": EncoderModel("Qwen2VL", _qwen2_vl, "pixel_values", 2, _PATCHES),
     "qwen2_5_vl": EncoderModel("Qwen2_5_VL", _qwen2_5_vl, "pixel_values", 2, _PATCHES),
     "qwen3_5": EncoderModel("Qwen3_5", _qwen3_5, "pixel_values", 2, _PATCHES),
@@ -562,8 +590,9 @@ def encoder_input(name: str, random: np.random.Generator, size: int = 12) -> dic
     if made.reads == "input_ids":
         return {made.reads: random.integers(1, 256, (1, size))}
     shapes = {"whisper": (1, 8, 100), "whisper-tiny": (1, 80, 3000), "llava": (size, 3, 16, 16)}
-    for each in ("aya_vision", "cohere2_vision", "gemma3", "internvl", "vipllava"):
+    for each in ("aya_vision", "cohere2_vision", "gemma3", "internvl", "qianfan_ocr", "vipllava"):
         shapes[each] = shapes["llava"]
+    shapes["deepseek_vl"] = shapes["janus"] = (size, 3, 8, 8)
     shapes["got_ocr2"] = (size, 3, 32, 32)
     shape = shapes.get(name, (1, size, 3, 16, 16))
     return {made.reads: random.standard_normal(shape).astype(np.float32)}

@@ -44,14 +44,17 @@ _ON_REQUEST = (  # images=True
     "aya_vision",
     "cohere2_vision",
     "gemma4",
+    "deepseek_vl",
     "exaone4_5",
     "got_ocr2",
+    "janus",
     "lfm2_vl",
     "lfm3_vl",
     "lighton_ocr",
     "llava_next",
     "llava_onevision",
     "mistral3",
+    "qianfan_ocr",
     "qwen3_5",
     "vipllava",
 )
@@ -208,6 +211,9 @@ def test_images_stand_where_their_tokens_do(smolvlm: _GrowingFunction) -> None:
         "exaone4_5",
         "lfm3_vl",
         "llava_onevision1_5",
+        "deepseek_vl",
+        "janus",
+        "qianfan_ocr",
     ],
 )
 def test_rows_of_images_and_sounds_take_the_places_of_tokens(name: str, tmp_path: Path) -> None:
@@ -326,6 +332,24 @@ def test_small_images_are_enlarged_for_ocr(shape: tuple[int, int], tmp_path: Pat
         for name, values in found.items():
             np.testing.assert_allclose(values, wanted[name], atol=1e-5, err_msg=kind)
         assert texts == ["<image>" * int(grid.prod() // 4) for grid in wanted["image_grid_thw"]]
+
+
+@pytest.mark.parametrize("shape", [(16, 32), (70, 23), (9, 5), (50, 100), (33, 33), (200, 9)])
+@pytest.mark.parametrize("kind", ["deepseek_vl", "janus"])
+def test_images_are_centered_for_deepseek(kind: str, shape: tuple[int, int], tmp_path: Path) -> None:
+    from transformers.models.deepseek_vl.image_processing_pil_deepseek_vl import DeepseekVLImageProcessorPil
+    from transformers.models.janus.image_processing_pil_janus import JanusImageProcessorPil
+
+    made = {"deepseek_vl": DeepseekVLImageProcessorPil, "janus": JanusImageProcessorPil}[kind]
+    processor = made(**ENCODER_MODELS[kind].processor)
+    processor.save_pretrained(tmp_path)
+    preparation = read_images(tmp_path, kind, 4, "<row>")
+    assert preparation is not None
+    pictures = [_picture(2, *shape), _picture(3, *shape[::-1])]
+    pixels, texts = prepared_images(pictures, preparation)
+    np.testing.assert_allclose(pixels, processor(pictures, return_tensors="np")["pixel_values"], atol=1e-5)
+    frame = ("<begin_of_image>", "<end_of_image>") if kind == "janus" else ("", "")
+    assert texts == [f"{frame[0]}{'<row>' * 4}{frame[1]}"] * 2
 
 
 @pytest.mark.parametrize("shape", [(16, 32), (70, 23), (9, 5), (50, 100), (33, 33)])
