@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,95 +10,11 @@ import numpy as np
 from compiler.frontends.onnx.bounds import require, require_shape, require_values
 from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.operators.composition import Composer, int64s
-from compiler.frontends.onnx.operators.microsoft.fused import DOMAIN, given
+from compiler.frontends.onnx.operators.microsoft.fused import DOMAIN, given, refuse_unusual
+from compiler.frontends.onnx.operators.microsoft.heads import Heads
+from compiler.frontends.onnx.operators.microsoft.shared_cache import attend_in_shared_cache
 from compiler.frontends.onnx.registry import converter
 from compiler.frontends.onnx.values import TensorValue
-
-_MASKED = -10000.0
-
-
-class Heads:
-    """Attention on (batch, heads, length, size) tensors, and the masks of the fused operators."""
-
-    def __init__(self, context: NodeContext) -> None:
-        self.context, self.op = context, Composer(context)
-        self.count = int(context.required_attribute("num_heads"))
-        self.filter = float(context.attribute("mask_filter_value", _MASKED))
-
-    def split(self, value: TensorValue, count: int | None = None) -> TensorValue:
-        """(batch, length, heads * size) -> (batch, heads, length, size)."""
-        shaped = self.op("Reshape", value, int64s(0, 0, count or self.count, -1))
-        return self.op("Transpose", shaped, perm=[0, 2, 1, 3])
-
-    def merge(self, value: TensorValue) -> TensorValue:
-        """Inverse of `split`."""
-        return self.op("Reshape", self.op("Transpose", value, perm=[0, 2, 1, 3]), int64s(0, 0, -1))
-
-    def size(self, value: TensorValue, axis: int) -> TensorValue:
-        """Return a size as an int64 tensor (1,)."""
-        return self.op("Slice", self.op("Shape", value), int64s(axis), int64s(axis + 1))
-
-    def positions(self, count: TensorValue) -> TensorValue:
-        """Return 0, 1, ... up to a size given as (1,)."""
-        return self.op("Range", np.int64(0), self.op("Squeeze", count), np.int64(1))
-
-    def attend(self, query: TensorValue, key: TensorValue, value: TensorValue, added: list[TensorValue]) -> TensorValue:
-        """softmax(query * scale @ key' + added...) @ value, merged."""
-        op, size = self.op, query.shape[-1]
-        scale = float(self.context.attribute("scale", 0.0))
-        if scale == 0.0:
-            if not isinstance(size, int):
-                self.context.refuse("the size of a head is not known when compiling")
-            scale = 1 / math.sqrt(size)
-        scores = op("Mul", op("MatMul", query, op("Transpose", key, perm=[0, 1, 3, 2])), scale)
-        for term in added:
-            scores = op("Add", scores, term)
-        return self.merge(op("MatMul", op("Softmax", scores, axis=-1), value))
-
-    def penalty(self, allowed: TensorValue, dtype: str, value: float) -> TensorValue:
-        """Return 0 if allowed, otherwise `value`."""
-        wide = self.op("Where", allowed, np.float32(0), np.float32(value))
-        return wide if dtype == "float32" else self.op("Cast", wide, to=self.op.number(dtype))
-
-    def padding(self, index: int, query: TensorValue, key: TensorValue) -> list[TensorValue]:
-        """Return the terms that the mask in input `index` adds to the scores: raw (batch, total) or (batch, length,
-        total), or ends."""
-        if not self.context.has_input(index):
-            return []
-        op, mask, rank = self.op, self.context.value(index), self.context.rank(index)
-        if rank in (2, 3):
-            allowed = op("Greater", op("Cast", mask, to=6), np.int32(0))
-            allowed = op("Unsqueeze", allowed, int64s(1, 2) if rank == 2 else int64s(1))
-            return [self.penalty(allowed, query.dtype, self.filter)]
-        if rank != 1:
-            self.context.refuse(f"a mask of rank {rank} is not supported")
-        batch, entries = query.shape[0], self.context.shape(index)[0]
-        arithmetic = self.context.arithmetic
-        ends, starts = mask, None
-        if arithmetic.equal_is_proved(entries, arithmetic.multiply(batch, 2)) and entries != batch:
-            ends, starts = op.outputs(2, "Split", mask, axis=0, num_outputs=2)
-        elif isinstance(entries, int) and isinstance(batch, int) and entries != batch:
-            self.context.refuse(f"a mask of {entries} entries for a batch of {batch} is not supported")
-        else:
-            require(self.context, entries, "equal", batch)
-        positions = op("Cast", self.positions(self.size(key, 2)), to=6)
-        allowed = op("Less", positions, op("Unsqueeze", op("Cast", ends, to=6), int64s(1)))
-        if starts is not None:
-            begun = op("GreaterOrEqual", positions, op("Unsqueeze", op("Cast", starts, to=6), int64s(1)))
-            allowed = op("And", allowed, begun)
-        return [self.penalty(op("Unsqueeze", allowed, int64s(1, 2)), query.dtype, self.filter)]
-
-    def causal(self, query: TensorValue, key: TensorValue) -> list[TensorValue]:
-        """Mask keys after each query's own position; the last query is at the last key."""
-        if not self.context.attribute("unidirectional", 0):
-            return []
-        op = self.op
-        length, total = self.size(query, 2), self.size(key, 2)
-        rows = op("Add", self.positions(length), op("Sub", total, length))
-        allowed = op("LessOrEqual", self.positions(total), op("Unsqueeze", rows, int64s(1)))
-        # Not the filter's value: a later key stays hidden even if padding hides all others.
-        lowest = np.finfo(np.float16 if query.dtype == "float16" else np.float32).min
-        return [self.penalty(allowed, query.dtype, float(lowest))]
 
 
 def _attention_of(
@@ -113,13 +28,14 @@ def _attention_of(
     else:
         parts = op.outputs(3, "Split", projected, axis=2, num_outputs=3)
     query, key, value = (heads.split(part) for part in parts)
+    before = None
     if context.has_input(past):
-        before_key, before_value = (op("Gather", context.value(past), np.int64(i), axis=0) for i in (0, 1))
-        key, value = op("Concat", before_key, key, axis=2), op("Concat", before_value, value, axis=2)
+        before, before_value = (op("Gather", context.value(past), np.int64(i), axis=0) for i in (0, 1))
+        key, value = op("Concat", before, key, axis=2), op("Concat", before_value, value, axis=2)
     present = None
     if context.output_used(1):
         present = op("Concat", *(op("Unsqueeze", item, int64s(0)) for item in (key, value)), axis=0)
-    added = [*heads.padding(mask, query, key), *heads.causal(query, key)]
+    added = [*heads.padding(mask, query, key), *heads.causal(query, key, before)]
     if bias is not None and context.has_input(bias):
         added.append(context.tensor(bias))
     return [heads.attend(query, key, value, added), present]
@@ -128,8 +44,7 @@ def _attention_of(
 @converter("Attention", domain=DOMAIN)
 def attention(context: NodeContext) -> list[TensorValue | None]:
     """Projection and attention: input, weights, bias, mask, past (2, batch, heads, length, size), attention bias."""
-    if context.attribute("do_rotary", 0) or context.attribute("past_present_share_buffer", 0):
-        context.refuse("do_rotary and past_present_share_buffer are not supported")
+    refuse_unusual(context, do_rotary=0, past_present_share_buffer=0)
     heads = Heads(context)
     projected = heads.op("MatMul", context.value(0), context.value(1))
     if context.has_input(2):
@@ -151,6 +66,7 @@ def quantized_attention(context: NodeContext) -> list[TensorValue | None]:
 
     Inputs: input, weights, bias, input scale, weight scale, mask, input zero, weight zero, past.
     """
+    refuse_unusual(context, do_rotary=0, past_present_share_buffer=0)
     heads = Heads(context)
     op = heads.op
     sums = op("MatMulInteger", context.value(0), context.value(1), given(context, 6), given(context, 7))
@@ -159,23 +75,36 @@ def quantized_attention(context: NodeContext) -> list[TensorValue | None]:
     return _attention_of(heads, projected, _hidden_sizes(context, 1), mask=5, past=8, bias=None)
 
 
+_PAST, _LENGTH, _INDIRECTION = 6, 8, 9
+
+
 @converter("MultiHeadAttention", domain=DOMAIN)
 def multi_head_attention(context: NodeContext) -> list[TensorValue]:
-    """Attention with inputs query, key, value (optionally packed), bias, padding mask, attention bias, past key and
-    value."""
+    """Attention; inputs: query, key, value (optionally packed), bias, padding mask, attention bias, past key and value.
+
+    With the length of the past, too, key and value are written into the buffers of the past.
+    """
     heads = Heads(context)
     op = heads.op
-    query, key, value = _query_key_value(context, heads)
-    if context.has_input(6):
-        key = op("Concat", context.value(6), key, axis=2)
-        value = op("Concat", context.value(7), value, axis=2)
-    added = [*heads.padding(4, query, key), *heads.causal(query, key)]
+    parts = _query_key_value(context, heads)
+    shares, before = context.has_input(_PAST) and context.has_input(_LENGTH), None
+    if context.has_input(_INDIRECTION):
+        context.refuse("a cache_indirection, of beam search inside the model, is not supported")
+    if context.has_input(_PAST) and not shares:
+        past = [context.tensor(_PAST), context.tensor(_PAST + 1)]
+        before = past[0]
+        parts[1:] = [op("Concat", old, new, axis=2) for old, new in zip(past, parts[1:], strict=True)]
+    added = heads.padding(4, parts[0], parts[1])
     if context.has_input(5):
         added.append(context.tensor(5))
+    if shares:
+        return attend_in_shared_cache(heads, parts, _PAST, _LENGTH, added)
+    query, key, value = parts
+    added += heads.causal(query, key, before)
     return [heads.attend(query, key, value, added), key, value]
 
 
-def _query_key_value(context: NodeContext, heads: Heads) -> tuple[TensorValue, TensorValue, TensorValue]:
+def _query_key_value(context: NodeContext, heads: Heads) -> list[TensorValue]:
     """Return each as (batch, heads, length, size), with its bias."""
     op = heads.op
     if context.rank(0) == 5:
@@ -188,26 +117,7 @@ def _query_key_value(context: NodeContext, heads: Heads) -> tuple[TensorValue, T
         context.refuse("a query without key and value must hold all three, with rank 5")
     else:
         parts = [context.tensor(0), context.tensor(1), context.tensor(2)]
-    biases: Sequence[TensorValue | None] = [None] * 3
-    if context.has_input(3):
-        sizes = [_width(context, part, heads.count) for part in parts]
-        biases = op.outputs(3, "Split", context.value(3), int64s(*sizes), axis=0)
-    result = []
-    for part, bias in zip(parts, biases, strict=True):
-        if len(part.shape) == 4:
-            # Key and value of cross attention, already split into heads, with the bias already added.
-            result.append(part)
-            continue
-        result.append(heads.split(part if bias is None else op("Add", part, bias)))
-    return result[0], result[1], result[2]
-
-
-def _width(context: NodeContext, part: TensorValue, heads: int) -> int:
-    """Return the number of features of all heads."""
-    width = part.shape[-1] if len(part.shape) == 3 else part.shape[-1] * heads
-    if not isinstance(width, int):
-        context.refuse("the size of the heads is not known when compiling")
-    return width
+    return heads.with_bias(parts, given(context, 3))
 
 
 def _check_positions(context: NodeContext) -> None:

@@ -32,16 +32,23 @@ def attributes_of(context: NodeContext, *names: str) -> dict[str, Any]:
     return {name: context.attribute(name, None) for name in names if context.has_attribute(name)}
 
 
+def refuse_unusual(context: NodeContext, **usual: int) -> None:
+    """Refuse attributes that differ from their usual values, since their effect is not computed."""
+    for name, value in usual.items():
+        if context.attribute(name, value) != value:
+            context.refuse(f"{name}={context.attribute(name, value)} is not supported")
+
+
 def activated(context: NodeContext, op: Composer, value: TensorValue) -> TensorValue:
     """Apply the node's `activation`, with parameters in `activation_params` or in separate attributes."""
     activation = context.attribute("activation", "")
     parameters: list[float] = context.attribute("activation_params", [])
     alpha = context.attribute("activation_alpha", parameters[0] if parameters else None)
     beta = context.attribute("activation_beta", parameters[1] if len(parameters) > 1 else None)
-    if activation in ("", "Relu", "Tanh", "Sigmoid"):
+    if activation in ("", "Relu", "Tanh", "Sigmoid", "Softplus", "Softsign", "HardSwish"):
         return op(activation, value) if activation else value
     if activation in ("LeakyRelu", "HardSigmoid", "ScaledTanh", "Elu", "ThresholdedRelu"):
-        extra: dict[str, Any] = {"beta": beta} if activation == "HardSigmoid" else {}
+        extra: dict[str, Any] = {"beta": beta} if activation in ("HardSigmoid", "ScaledTanh") else {}
         return op(activation, value, alpha=alpha, **extra)
     if activation == "Clip":
         return op("Clip", value, np.float32(alpha), np.float32(beta))
@@ -131,9 +138,8 @@ def causal_conv_with_state(context: NodeContext) -> list[TensorValue]:
     The second output holds the positions needed by the next call: (batch, channels, (k - 1) * dilation).
     """
     op, (channels, _, size) = Composer(context), context.shape(1)
-    for name, usual in (("ndim", 1), ("channels_last", 0), ("state_window", 0), ("state_update_capacity", 0)):
-        if context.attribute(name, usual) != usual:
-            context.refuse(f"{name}={context.attribute(name, usual)} is not supported")
+    refuse_unusual(context, ndim=1, channels_last=0, state_channels_last=-1, state_window=0, state_length=0)
+    refuse_unusual(context, state_update_capacity=0, input_channel_offset=0, input_channels=0)
     if not isinstance(size, int) or not isinstance(channels, int):
         context.refuse("the shape of its weights is not known when compiling")
     step = int(context.attribute("dilation", 1))
@@ -195,6 +201,7 @@ def clamped_swiglu(
     op: Composer, gate: TensorValue, linear: TensorValue | None = None, *, limit: float = 0.0
 ) -> TensorValue:
     """SwiGLU of clamped operands, with `activation_beta` added to the second; they may be the halves of one input."""
+    refuse_unusual(op.context, round_activation=0)
     if linear is None:
         gate, linear = op.outputs(2, "Split", gate, axis=-1, num_outputs=2)
     return limited_swiglu(op.context, gate, linear, limit if limit > 0 else np.inf)
@@ -237,9 +244,14 @@ def bias_split_gelu(op: Composer, x: TensorValue, bias: TensorValue) -> TensorVa
     return op("Mul", left, op("Gelu", right))
 
 
+_TRAINING = 4  # an input of BiasDropout
+
+
 @composed("BiasAdd", "BiasDropout", domain=DOMAIN)
 def biased(op: Composer, x: TensorValue, bias: TensorValue, residual: TensorValue | None = None) -> TensorValue:
     """x + bias + residual: there is no dropout outside training."""
+    if op.context.operator == "BiasDropout" and op.context.scalar(_TRAINING, False):
+        op.context.refuse("in training mode it drops elements at random")
     total = op("Add", x, bias)
     return total if residual is None else op("Add", total, residual)
 

@@ -9,7 +9,7 @@ from tvm.relax import op as R
 from compiler.frontends.onnx.bounds import limited, require, require_entries, require_shape, require_values
 from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.operators.composition import Composer, int64s
-from compiler.frontends.onnx.operators.microsoft.fused import DOMAIN
+from compiler.frontends.onnx.operators.microsoft.fused import DOMAIN, refuse_unusual
 from compiler.frontends.onnx.operators.precision import cast
 from compiler.frontends.onnx.registry import converter
 from compiler.frontends.onnx.structure import declared_size
@@ -42,6 +42,7 @@ def _refuse_variants(context: NodeContext) -> None:
     for name, usual in (("kv_cache_bit_width", 0), ("qk_output", 0), ("causal", 1)):
         if context.attribute(name, usual) not in (usual, -1):
             context.refuse(f"{name}={context.attribute(name, usual)} is not supported")
+    refuse_unusual(context, sliding_window_cache=0)
     for index in range(_LAST_INPUT + 1, len(context.inputs)):
         if context.has_input(index):
             context.refuse(f"its input {index} is not supported")

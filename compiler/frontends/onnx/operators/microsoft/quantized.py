@@ -27,6 +27,7 @@ from compiler.frontends.onnx.operators.microsoft.fused import (
     channels_last,
     embedded,
     given,
+    refuse_unusual,
 )
 from compiler.frontends.onnx.operators.precision import cast
 from compiler.frontends.onnx.operators.quantization.integer_products import (
@@ -333,6 +334,7 @@ def matmul_n_bits(context: NodeContext) -> Value:
 
     Without zero points, zero is the middle of the range.
     """
+    refuse_unusual(context, weight_prepacked=0)
     rows, size = int(context.required_attribute("N")), int(context.required_attribute("K"))
     bits, block = int(context.attribute("bits", 4)), int(context.required_attribute("block_size"))
     if bits not in (2, 4, 8):

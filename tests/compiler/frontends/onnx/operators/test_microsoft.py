@@ -9,6 +9,8 @@ import onnx
 import pytest
 from onnx.reference import ReferenceEvaluator
 
+from compiler.errors import UnsupportedModelError
+from compiler.frontends.onnx import import_onnx
 from tests.compiler.frontends.onnx.operators.onnxruntime_check import node_model, random_int8, run_reference
 from tests.coverage.tvm_pipeline import import_and_build
 
@@ -113,6 +115,15 @@ def test_packed_four_bit_weights(zeros: bool) -> None:
             {"x": _f(1, 3, 6, 6), "w": _f(4, 3, 3, 3), "b": _f(4), "z": _f(1, 4, 4, 4)},
             {"activation": "Clip", "activation_params": [-0.5, 0.5]},
         ),
+        ("FusedConv", {"x": _f(1, 3, 6, 6), "w": _f(4, 3, 3, 3)}, {"activation": "HardSwish"}),
+        *(
+            (
+                "FusedGemm",
+                {"a": _f(3, 4), "b": _f(4, 5), "c": _f(5)},
+                {"activation": activation, "activation_alpha": 0.3, "activation_beta": 0.7},
+            )
+            for activation in ("ScaledTanh", "Softplus", "Softsign")
+        ),
         ("Gelu", {"x": _f(3, 8)}, {}),
         ("QuickGelu", {"x": _f(3, 8)}, {"alpha": 1.5}),
         ("FastGelu", {"x": _f(3, 8), "b": _f(8)}, {}),
@@ -174,6 +185,46 @@ def test_multi_head_attention() -> None:
     more = {"a": _f(1, 2, 4, 7), "pk": _f(2, 2, 3, 4), "pv": _f(2, 2, 3, 4)}
     _check("MultiHeadAttention", parts | more, 3, num_heads=2)
     _check("MultiHeadAttention", {"q": _f(2, 4, 8), "k": _f(2, 2, 6, 4), "v": _f(2, 2, 6, 4)}, num_heads=2)
+
+
+@pytest.mark.parametrize(("queries", "keys"), [(4, 6), (6, 4), (1, 5)])
+def test_causal_attention_to_another_number_of_keys(queries: int, keys: int) -> None:
+    parts = {"q": _f(2, queries, 8), "k": _f(2, keys, 8), "v": _f(2, keys, 8)}
+    _check("MultiHeadAttention", parts, num_heads=2, unidirectional=1)
+
+
+@pytest.mark.parametrize(
+    ("operator", "inputs", "attributes", "reason"),
+    [
+        ("QAttention", {"x": _u8(2, 4, 8), "w": _u8(8, 24)}, {"num_heads": 2, "do_rotary": 1}, "do_rotary=1"),
+        (
+            "MatMulNBits",
+            {"a": _f(3, 32), "b": _u8(6, 1, 16), "s": _f(6)},
+            {"K": 32, "N": 6, "block_size": 32, "weight_prepacked": 1},
+            "weight_prepacked=1",
+        ),
+        ("SwiGLU", {"x": _f(3, 8)}, {"round_activation": 1}, "round_activation=1"),
+        (
+            "CausalConvWithState",
+            {"x": _f(1, 4, 6), "w": _f(4, 1, 3)},
+            {"state_channels_last": 1},
+            "state_channels_last=1",
+        ),
+        (
+            "BiasDropout",
+            {"x": _f(3, 8), "b": _f(8), "r": None, "p": np.float32(0.5), "t": np.array(True)},
+            {},
+            "in training mode",
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_attributes_without_effect_here_are_refused(
+    operator: str, inputs: dict[str, Any], attributes: dict[str, Any], reason: str
+) -> None:
+    model = node_model(operator, inputs, constants=("b", "s", "t"), domain="com.microsoft", **attributes)
+    with pytest.raises(UnsupportedModelError, match=rf"{operator}.*{reason}"):
+        import_onnx(model)
 
 
 def test_rotary_embedding() -> None:
