@@ -1,5 +1,5 @@
-"""How models split images into tiles and patches: fields of `ImagePreparation`, by model type, from the settings of their
-processors."""
+"""How models split images into tiles and patches: fields of `ImagePreparation`, by model type, from the settings of
+their processors."""
 
 from __future__ import annotations
 
