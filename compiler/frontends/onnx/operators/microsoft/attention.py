@@ -12,7 +12,7 @@ from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.operators.composition import Composer, int64s
 from compiler.frontends.onnx.operators.microsoft.fused import DOMAIN, given, refuse_unusual
 from compiler.frontends.onnx.operators.microsoft.heads import Heads
-from compiler.frontends.onnx.operators.microsoft.shared_cache import attend_in_shared_cache
+from compiler.frontends.onnx.operators.microsoft.shared_cache import SharedCache, attend_in_shared_cache
 from compiler.frontends.onnx.registry import converter
 from compiler.frontends.onnx.values import TensorValue
 
@@ -38,7 +38,7 @@ def _attention_of(
     added = [*heads.padding(mask, query, key), *heads.causal(query, key, before)]
     if bias is not None and context.has_input(bias):
         added.append(context.tensor(bias))
-    return [heads.attend(query, key, value, added), present]
+    return [heads.attend(query, key, value, added)[0], present]
 
 
 @converter("Attention", domain=DOMAIN)
@@ -79,17 +79,15 @@ _PAST, _LENGTH, _INDIRECTION = 6, 8, 9
 
 
 @converter("MultiHeadAttention", domain=DOMAIN)
-def multi_head_attention(context: NodeContext) -> list[TensorValue]:
+def multi_head_attention(context: NodeContext) -> list[TensorValue | None]:
     """Attention; inputs: query, key, value (optionally packed), bias, padding mask, attention bias, past key and value.
 
-    With the length of the past, too, key and value are written into the buffers of the past.
+    With the length of the past, too, key and value are written into the buffers of the past. The scores are an output.
     """
     heads = Heads(context)
     op = heads.op
     parts = _query_key_value(context, heads)
     shares, before = context.has_input(_PAST) and context.has_input(_LENGTH), None
-    if context.has_input(_INDIRECTION):
-        context.refuse("a cache_indirection, of beam search inside the model, is not supported")
     if context.has_input(_PAST) and not shares:
         past = [context.tensor(_PAST), context.tensor(_PAST + 1)]
         before = past[0]
@@ -98,10 +96,11 @@ def multi_head_attention(context: NodeContext) -> list[TensorValue]:
     if context.has_input(5):
         added.append(context.tensor(5))
     if shares:
-        return attend_in_shared_cache(heads, parts, _PAST, _LENGTH, added)
+        return attend_in_shared_cache(heads, parts, SharedCache(_PAST, _LENGTH, _INDIRECTION), added)
     query, key, value = parts
     added += heads.causal(query, key, before)
-    return [heads.attend(query, key, value, added), key, value]
+    result, scores = heads.attend(query, key, value, added)
+    return [result, key, value, scores]
 
 
 def _query_key_value(context: NodeContext, heads: Heads) -> list[TensorValue]:

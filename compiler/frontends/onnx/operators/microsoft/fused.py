@@ -110,9 +110,15 @@ def fused_conv(context: NodeContext) -> TensorValue:
 
 @converter("NhwcConv", "NhwcFusedConv", domain=DOMAIN)
 def nhwc_conv(context: NodeContext) -> TensorValue:
-    """FusedConv with the channels of data and result last; weights as in Conv."""
-    op = Composer(context)
-    inputs = [channels_first(op, context.tensor(0)), context.value(1), given(context, 2)]
+    """FusedConv with the channels of data and result last.
+
+    NhwcFusedConv has weights as in Conv. Those of NhwcConv have their channels last, too, as ONNX Runtime's optimizer
+    writes them and its GPU kernel reads them, although its schema says otherwise.
+    """
+    op, weights = Composer(context), context.tensor(1)
+    if context.operator == "NhwcConv":
+        weights = channels_first(op, weights)
+    inputs = [channels_first(op, context.tensor(0)), weights, given(context, 2)]
     result = channels_last(op, op("Conv", *inputs, **attributes_of(context, *_CONV_ATTRIBUTES)))
     if context.has_input(3):
         result = op("Add", result, context.value(3))

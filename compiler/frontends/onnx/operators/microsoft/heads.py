@@ -40,13 +40,15 @@ class Heads:
         """Return 0, 1, ... up to a size given as (1,)."""
         return self.op("Range", np.int64(0), self.op("Squeeze", count), np.int64(1))
 
-    def attend(self, query: TensorValue, key: TensorValue, value: TensorValue, added: list[TensorValue]) -> TensorValue:
-        """softmax(query * scale @ key' + added...) @ value, merged."""
+    def attend(
+        self, query: TensorValue, key: TensorValue, value: TensorValue, added: Sequence[TensorValue]
+    ) -> tuple[TensorValue, TensorValue]:
+        """Return softmax(scores) @ value, merged, and the scores: query * scale @ key' + added..."""
         op, transposed = self.op, self.op("Transpose", key, perm=[0, 1, 3, 2])
         scores = op("Mul", op("MatMul", query, transposed), self.scale(query))
         for term in added:
             scores = op("Add", scores, term)
-        return self.merge(op("MatMul", op("Softmax", scores, axis=-1), value))
+        return self.merge(op("MatMul", op("Softmax", scores, axis=-1), value)), scores
 
     def scale(self, query: TensorValue) -> float:
         """Return the factor of the scores: the node's, or 1 / sqrt(size of a head)."""

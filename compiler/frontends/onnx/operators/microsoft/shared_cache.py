@@ -6,10 +6,11 @@ Also DecoderMaskedMultiHeadAttention, the operator of a single new token.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from compiler.frontends.onnx.bounds import require, require_shape, require_values
 from compiler.frontends.onnx.context import NodeContext
-from compiler.frontends.onnx.operators.composition import int64s
+from compiler.frontends.onnx.operators.composition import Composer, int64s
 from compiler.frontends.onnx.operators.microsoft.fused import DOMAIN, given
 from compiler.frontends.onnx.operators.microsoft.heads import Heads
 from compiler.frontends.onnx.registry import OWN_DOMAIN, converter
@@ -17,35 +18,82 @@ from compiler.frontends.onnx.symbolic import expression
 from compiler.frontends.onnx.values import TensorValue
 from compiler.passes.rewriting.state_writes import write_rows
 
+_MASKED_SCORES = 2  # a mode of Attention's output of scores
 _ROWS = 2  # the axis of the positions in a cache (batch, heads, positions, size)
 
 
-def attend_in_shared_cache(
-    heads: Heads, parts: Sequence[TensorValue], past: int, length: int, added: Sequence[TensorValue]
-) -> list[TensorValue]:
-    """Return [result, keys, values]; `parts` are query, key and value as (batch, heads, length, size).
+@dataclass(frozen=True)
+class SharedCache:
+    """Positions of a node's inputs: the buffer of keys (that of values is next), its length, and beams of entries."""
 
-    Inputs `past` and `past` + 1 are the buffers, of which the first entries are filled: input `length` tells how many.
+    past: int
+    length: int
+    indirection: int
+
+
+def attend_in_shared_cache(
+    heads: Heads, parts: Sequence[TensorValue], inputs: SharedCache, added: Sequence[TensorValue]
+) -> list[TensorValue | None]:
+    """Return [result, keys, values, scores]; `parts` are query, key and value as (batch, heads, length, size).
+
+    The first entries of the buffers are filled, and the new ones are written after them.
     """
     context, op = heads.context, heads.op
     query, key, value = parts
-    starts = op("Expand", op("Cast", op("Reshape", context.value(length), int64s(1)), to=7), heads.size(query, 0))
-    most = context.arithmetic.subtract(context.shape(past)[_ROWS], key.shape[_ROWS])
+    past = op("Cast", op("Reshape", context.value(inputs.length), int64s(1)), to=7)
+    starts = op("Expand", past, heads.size(query, 0))
+    most = context.arithmetic.subtract(context.shape(inputs.past)[_ROWS], key.shape[_ROWS])
     require(context, most, "at least", 0)
-    require_values(context, length, 0, context.arithmetic.add(most, 1))
-    keys, values = (_written(heads, past + index, rows, starts) for index, rows in enumerate((key, value)))
-    filled = op("Add", starts, heads.size(key, _ROWS))
+    require_values(context, inputs.length, 0, context.arithmetic.add(most, 1))
+    buffers = [_written(heads, inputs.past + index, rows, starts) for index, rows in enumerate((key, value))]
+    seen = buffers
+    if context.has_input(inputs.indirection):
+        entries = _entries_of_beams(heads, buffers[0], past, inputs.indirection)
+        seen = [_gathered(op, buffer, entries) for buffer in buffers]
+    filled = op("Add", past, heads.size(key, _ROWS))
     mask = None
     for term in added:
         mask = term if mask is None else op("Add", mask, term)
-    result = op(
+    result, _, _, scores = op.outputs(
+        4,
         "Attention",
-        *(query, keys, values, mask, None, None, filled),
+        *(query, *seen, mask, None, None, op("Add", starts, heads.size(key, _ROWS))),
         domain=OWN_DOMAIN,
         scale=heads.scale(query),
         is_causal=int(context.attribute("unidirectional", 0)),
+        qk_matmul_output_mode=_MASKED_SCORES,
     )
-    return [heads.merge(result), keys, values]
+    if context.output_used(3):
+        scores = op("Slice", scores, int64s(0), filled, int64s(3))
+    return [heads.merge(result), *buffers, scores]
+
+
+def _entries_of_beams(heads: Heads, buffer: TensorValue, past: TensorValue, index: int) -> TensorValue:
+    """Return (sample, position) of each entry that a sample sees, (batch, positions, 2), by input `index`.
+
+    It holds the beam of each entry of the past, (requests, beams, positions); new entries are a sample's own.
+    """
+    context, op = heads.context, heads.op
+    requests, beams, positions = context.shape(index)
+    batch, capacity = buffer.shape[0], buffer.shape[_ROWS]
+    require(context, positions, "equal", capacity)
+    require(context, context.arithmetic.multiply(requests, beams), "equal", batch)
+    require_values(context, index, 0, beams)
+    width = heads.size(context.tensor(index), 1)
+    samples = op("Unsqueeze", heads.positions(heads.size(buffer, 0)), int64s(1))
+    first = op("Mul", op("Div", samples, width), width)
+    shape = op("Concat", heads.size(buffer, 0), int64s(-1), axis=0)
+    beam = op("Reshape", op("Cast", context.value(index), to=7), shape)
+    places = heads.positions(heads.size(buffer, _ROWS))
+    rows = op("Where", op("Less", places, past), op("Add", first, beam), samples)
+    columns = op("Expand", places, op("Shape", rows))
+    return op("Concat", op("Unsqueeze", rows, int64s(2)), op("Unsqueeze", columns, int64s(2)), axis=2)
+
+
+def _gathered(op: Composer, buffer: TensorValue, entries: TensorValue) -> TensorValue:
+    """Return the entries of a buffer (batch, heads, positions, size), in the same layout."""
+    by_position = op("Transpose", buffer, perm=[0, 2, 1, 3])
+    return op("Transpose", op("GatherND", by_position, entries), perm=[0, 2, 1, 3])
 
 
 def _written(heads: Heads, index: int, rows: TensorValue, starts: TensorValue) -> TensorValue:
@@ -69,10 +117,6 @@ def decoder_masked_attention(context: NodeContext) -> list[TensorValue | None]:
     Inputs: query, key, value (or all three packed), mask, bias of the scores, past key and value, length of the past,
     beam width, cache indirection, bias of the projections.
     """
-    if context.has_input(_INDIRECTION):
-        context.refuse("a cache_indirection, of beam search inside the model, is not supported")
-    if context.output_used(3):
-        context.refuse("its output 3 is not computed")
     heads = Heads(context)
     op, parts = heads.op, _parts(heads)
     shares = bool(context.attribute("past_present_share_buffer", 0))
@@ -83,9 +127,10 @@ def decoder_masked_attention(context: NodeContext) -> list[TensorValue | None]:
     if context.has_input(_BIAS_OF_SCORES):
         added.append(context.tensor(_BIAS_OF_SCORES))
     if context.has_input(_PAST) and shares:
-        return [*attend_in_shared_cache(heads, parts, _PAST, _LENGTH, added)]
+        return attend_in_shared_cache(heads, parts, SharedCache(_PAST, _LENGTH, _INDIRECTION), added)
     query, key, value = parts
-    return [heads.attend(query, key, value, added), key, value]
+    result, scores = heads.attend(query, key, value, added)
+    return [result, key, value, scores]
 
 
 def _parts(heads: Heads) -> list[TensorValue]:

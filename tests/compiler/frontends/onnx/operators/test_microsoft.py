@@ -147,6 +147,32 @@ def test_fused(operator: str, inputs: dict[str, Any], attributes: dict[str, Any]
     _check(operator, inputs, **attributes)
 
 
+@pytest.mark.parametrize("group", [1, 3])
+def test_convolution_with_channels_last(group: int) -> None:
+    """As written by ONNX Runtime's optimizer for GPUs, whose kernel is not in the package for processors."""
+    model_class = pytest.importorskip("onnxruntime.transformers.onnx_model").OnnxModel
+    fusion = pytest.importorskip("onnxruntime.transformers.fusion_nhwc_conv").FusionNhwcConv
+    x, filters = _f(2, 3, 7, 6), {"w": _f(6, 3 // group, 3, 3), "b": _f(6)}
+    plain = node_model("Conv", {"x": x} | filters, constants=("w", "b"), group=group, pads=[1, 0, 1, 2], strides=[2, 1])
+    typed = onnx.shape_inference.infer_shapes(plain)
+    optimized = model_class(onnx.ModelProto.FromString(typed.SerializeToString()))
+    fusion(optimized, update_weight=True).apply()
+    optimized.model.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
+    assert [node.op_type for node in optimized.model.graph.node].count("NhwcConv") == 1
+    (found,), (expected,) = import_and_build(optimized.model)({"x": x}).values(), run_reference(plain, {"x": x})
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_fused_convolution_with_channels_last() -> None:
+    inputs = {"x": _f(1, 6, 6, 3), "w": _f(4, 3, 3, 3), "b": _f(4), "z": _f(1, 4, 4, 4)}
+    model = node_model("NhwcFusedConv", inputs, domain="com.microsoft", activation="Relu")
+    (found,) = import_and_build(model)(inputs).values()
+    plain = inputs | {"x": inputs["x"].transpose(0, 3, 1, 2).copy(), "z": inputs["z"].transpose(0, 3, 1, 2).copy()}
+    reference = node_model("FusedConv", plain, domain="com.microsoft", activation="Relu")
+    (expected,) = run_reference(reference, plain)
+    np.testing.assert_allclose(found, expected.transpose(0, 2, 3, 1), rtol=1e-4, atol=1e-5)
+
+
 def test_embeddings() -> None:
     ids, segments = np.array([[1, 2, 3], [4, 5, 6]], np.int32), np.array([[0, 0, 1], [0, 1, 1]], np.int32)
     tables = {"w": _f(11, 8), "p": _f(7, 8), "t": _f(2, 8), "g": _f(8), "b": _f(8)}

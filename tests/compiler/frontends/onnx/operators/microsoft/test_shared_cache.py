@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import onnx
+import onnx.helper
 import pytest
 
 import tensorwright
-from compiler.errors import InputError, UnsupportedModelError
-from compiler.frontends.onnx import import_onnx
-from tests.compiler.frontends.onnx.operators.onnxruntime_check import node_model
+from compiler.errors import InputError
+from tests.compiler.frontends.onnx.operators.onnxruntime_check import node_model, run_reference
 from tests.compiler.frontends.onnx.operators.test_microsoft import _check, _f
 from tests.coverage.tvm_pipeline import import_and_build
 
@@ -86,12 +88,52 @@ def test_a_past_that_does_not_fit_is_an_error() -> None:
         module.run(feeds)
 
 
+def _typed(model: onnx.ModelProto, ranks: Sequence[int]) -> onnx.ModelProto:
+    """The model with types of its outputs, which ONNX Runtime does not infer for scores."""
+    for output, rank in zip(model.graph.output, ranks, strict=True):
+        shape = [f"{output.name}{axis}" for axis in range(rank)]
+        output.CopyFrom(onnx.helper.make_tensor_value_info(output.name, onnx.TensorProto.FLOAT, shape))
+    return model
+
+
+def _check_against_reference(model: onnx.ModelProto, feeds: dict[str, Any]) -> None:
+    for found, expected in zip(import_and_build(model)(feeds).values(), run_reference(model, feeds), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=2e-3 if np.abs(expected).max() > 1e3 else 1e-5)
+
+
 @pytest.mark.parametrize("operator", ["MultiHeadAttention", "DecoderMaskedMultiHeadAttention"])
-def test_beams_are_refused(operator: str) -> None:
-    indirection = np.zeros((1, 2, _CAPACITY), np.int32)
-    more: dict[str, Any] = {"b": None, "m": None, "r": None} | _buffers(3) | {"i": indirection}
+@pytest.mark.parametrize("beams", [1, 2])
+@pytest.mark.parametrize("past", [0, 3])
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_entries_of_other_beams(operator: str, beams: int, past: int, dynamic: bool) -> None:
+    indirection = np.random.default_rng(past).integers(0, beams, (2 // beams, beams, _CAPACITY)).astype(np.int32)
+    more: dict[str, Any] = {"b": None, "m": None, "r": None} | _buffers(past) | {"i": indirection}
+    attributes: dict[str, Any] = {"num_heads": _HEADS}
     if operator != "MultiHeadAttention":
-        more = {"m": None, "r": None} | _buffers(3) | {"w": np.array([2], np.int32), "i": indirection}
-    model = node_model(operator, _new_rows(1) | more, 3, domain="com.microsoft", num_heads=_HEADS)
-    with pytest.raises(UnsupportedModelError, match=rf"{operator}.*cache_indirection"):
-        import_onnx(model)
+        more = {"m": None, "r": None} | _buffers(past) | {"w": np.array(beams, np.int32), "i": indirection}
+        attributes |= {"past_present_share_buffer": 1, "output_qk": 1}
+    inputs = _new_rows(1) | more
+    model = _typed(node_model(operator, inputs, 4, domain="com.microsoft", **attributes), (3, 4, 4, 4))
+    names = {0: "batch", 2: "capacity"}
+    for spec in model.graph.input:
+        for axis, size in enumerate(spec.type.tensor_type.shape.dim):
+            if dynamic and spec.name == "i":
+                size.dim_param = ("requests", "beams", "capacity")[axis]
+            elif dynamic and axis in names and (axis == 0 or spec.name in ("pk", "pv")):
+                size.dim_param = names[axis]
+    _check_against_reference(model, {name: array for name, array in inputs.items() if array is not None})
+
+
+@pytest.mark.parametrize("operator", ["MultiHeadAttention", "DecoderMaskedMultiHeadAttention"])
+def test_scores_are_an_output(operator: str) -> None:
+    mask = {"m": _mask(5)}
+    inputs: dict[str, Any] = {"q": _f(2, 1, _WIDTH)}
+    if operator == "MultiHeadAttention":
+        inputs |= {"k": _f(2, 5, _WIDTH), "v": _f(2, 5, _WIDTH), "b": None, **mask, "r": _f(1, _HEADS, 1, 5)}
+    else:
+        inputs |= {"k": _f(2, _HEADS, 5, _SIZE), "v": _f(2, _HEADS, 5, _SIZE), **mask}
+    attributes: dict[str, Any] = {} if operator == "MultiHeadAttention" else {"output_qk": 1}
+    model = node_model(operator, inputs, 4, domain="com.microsoft", num_heads=_HEADS, **attributes)
+    del model.graph.output[1:3]
+    model.graph.node[0].output[1:3] = ["", ""]
+    _check_against_reference(_typed(model, (3, 4)), {n: array for n, array in inputs.items() if array is not None})
