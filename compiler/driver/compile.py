@@ -103,7 +103,7 @@ def compile(
         sequences: compile a language model so that a run reads tokens of several sequences, for
             `tensorwright.generation.Scheduler` and for speculative decoding.
         images: compile the encoder of images of a language model, too; it is otherwise left out where the text part
-            alone is compiled without PyTorch (Gemma 4, Qwen3.5, Mistral Small 3, Ministral 3).
+            alone is compiled without PyTorch (Gemma 4, Qwen3.5, Mistral 3, LFM2-VL, LLaVA-NeXT and others).
         cache: the type of a language model's cached keys and values: "float32", "float16", "bfloat16" or "int8", which
             has a scale for each head and row; None is float32 with float32 weights and float16 with others.
         calibration: a text file; the weights of a language model with `precision="int4"` are rounded so that its

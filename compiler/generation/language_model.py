@@ -355,7 +355,8 @@ def merged_media(media: Media | None, settings: dict[str, Any]) -> Media | None:
 Array = np.ndarray
 FIRST_ROW = "first_row"
 _SPECTROGRAM = "input_features"
-_GRIDS = "image_grid_thw"
+_GRIDS, _PIXELS = "image_grid_thw", "pixel_values"
+_SHIFTS = "shifts"  # an encoder's output: offsets of positions, the last column that of tokens after an image
 _KEPT = "kept"  # an encoder's output: the feature rows that replace tokens
 
 
@@ -413,8 +414,7 @@ class Encoder:
                 raise InputError(f"the model reads {names}, and nothing was given", "generate(prompt, inputs={...})")
             nothing = {name: self._nothing(each) for name, each in self._taken.items()}
             return EncoderInputs(nothing, tokens, self._image_token)
-        _check_grids(inputs)
-        outputs = self.module.run(inputs)
+        outputs = self._outputs(inputs)
         if self._image_token is not None:
             if _KEPT in outputs:
                 outputs = {name: outputs[name][outputs[_KEPT]] for name in self._taken}
@@ -427,6 +427,20 @@ class Encoder:
                 )
         return EncoderInputs({name: outputs[name] for name in self._taken}, tokens, self._image_token)
 
+    def _outputs(self, inputs: Mapping[str, Any]) -> dict[str, Array]:
+        """Run the encoder, for patches image by image: attention is within images, and its cost grows with the square
+        of the number of patches of a run."""
+        images = _by_image(inputs)
+        if images is None:
+            return self.module.run(inputs)
+        found = [self.module.run(each) for each in images]
+        outputs = {name: np.concatenate([each[name] for each in found]) for name in found[0]}
+        if _SHIFTS in outputs:  # each image also moves the positions of those after it
+            behind = np.cumsum([each[_SHIFTS][-1, -1] for each in found[:-1]])
+            counts = [len(each[_SHIFTS]) for each in found]
+            outputs[_SHIFTS] = outputs[_SHIFTS] + np.repeat([0, *behind], counts)[:, None]
+        return outputs
+
     def _returned(self) -> set[str]:
         return {each.name for each in self.module.outputs}
 
@@ -436,13 +450,21 @@ class Encoder:
         return np.zeros(shape, ELEMENT_TYPES[description.carrier or description.dtype].numpy)
 
 
-def _check_grids(inputs: Mapping[str, Any]) -> None:
-    """Raise InputError if the (frames, rows, columns) of images do not match the number of patches."""
-    if _GRIDS not in inputs or "pixel_values" not in inputs:
-        return
-    grids, patches = np.asarray(inputs[_GRIDS]), len(np.asarray(inputs["pixel_values"]))
-    if (grids < 1).any() or int(grids.prod(-1).sum()) != patches:
+def _by_image(inputs: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+    """Return the inputs of each of several images of patches; None for other inputs, and for one image.
+
+    Raises InputError if the (frames, rows, columns) of images do not match the number of patches.
+    """
+    if inputs.keys() != {_GRIDS, _PIXELS}:
+        return None
+    grids, patches = np.asarray(inputs[_GRIDS]), np.asarray(inputs[_PIXELS])
+    counts = grids.prod(-1) if grids.ndim == 2 else np.zeros(0, np.int64)
+    if (grids < 1).any() or int(counts.sum()) != len(patches):
         raise InputError(
-            f"{_GRIDS} describes {int(grids.prod(-1).sum())} patches, and pixel_values holds {patches}",
+            f"{_GRIDS} describes {int(counts.sum())} patches, and {_PIXELS} holds {len(patches)}",
             "give both as the model's processor returns them",
         )
+    if len(grids) < 2:
+        return None
+    parts = zip(grids[:, None], np.split(patches, np.cumsum(counts)[:-1]), strict=True)
+    return [{_GRIDS: grid, _PIXELS: part} for grid, part in parts]
