@@ -65,7 +65,7 @@ def copysign(values: Tensor, signs: Tensor) -> Tensor:
 
 @decomposition_of("aten.copysign.Scalar")
 def _copysign_of_number(values: Tensor, sign: float) -> Tensor:
-    size = _float(values).abs()
+    size = as_float(values).abs()
     return -size if math.copysign(1, sign) < 0 else size
 
 
@@ -74,11 +74,12 @@ def _angle(values: Tensor) -> Tensor:
     """0, or pi for negative numbers (not for -0); NaN for NaN."""
     if values.is_complex():
         return NotImplemented
-    floats = _float(values)
+    floats = as_float(values)
     return torch.where(floats.isnan(), floats, torch.where(values < 0, math.pi, 0.0).to(floats.dtype))
 
 
-def _float(values: Tensor) -> Tensor:
+def as_float(values: Tensor) -> Tensor:
+    """Integers and booleans become floats of the default type."""
     return values if values.is_floating_point() else values.to(torch.get_default_dtype())
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from compiler.frontends.torch.decomposition import along_axis, decomposition_of, is_dynamic
 
-_MOST_SLICES = 64  # slices are faster than gathered windows, but hundreds of them take minutes to compile
+_MOST_SLICES = {2: 49, 3: 8}  # by rank: slices are faster than gathered windows, but many of them compile for minutes
 
 
 @decomposition_of("aten.adaptive_max_pool2d.default", "aten.adaptive_max_pool3d.default")
@@ -22,7 +22,7 @@ def _adaptive_max_pool(values: Tensor, output_size: Sequence[int]) -> tuple[Tens
     sizes = _sizes(values)[-rank:]
     if is_dynamic(sizes):
         return _largest_by_axis(values, output_size)
-    if math.prod(output_size) > _MOST_SLICES:
+    if math.prod(output_size) > _MOST_SLICES[rank]:
         return _largest_of_windows(values, output_size)
     maxima, positions = [], []
     for window in itertools.product(*map(_windows, sizes, output_size)):

@@ -4,7 +4,7 @@
   -inf below -88.
 - The inverse error function is computed in float64: Winitzki's approximation (2008, within 0.002), and three steps of
   Halley's method on erf(x) - y. The complementary error function is the Chebyshev approximation of Numerical Recipes
-  (6.2), with a relative error of 1.2e-7.
+  (6.2), with a relative error of 1.2e-7; of float64, it is Cephes's.
 - The logarithm of the gamma function and its derivative are computed in float64: Stirling's series (Abramowitz and
   Stegun 6.1.41, 6.3.18) at x + 8, then back by the recurrences; below 1/2 by reflection (6.1.17, 6.3.7).
 """
@@ -112,7 +112,9 @@ _SMALL = 0.5  # above it 1 - erf(x) loses precision
 @decomposition_of("aten.erfc.default", "aten.special_erfc.default")
 def _erfc(values: Tensor) -> Tensor:
     if values.dtype != torch.float32:
-        return NotImplemented
+        wide = values.double()
+        positive = torch.exp(-wide * wide) * _wide_erfcx(wide.abs())
+        return torch.where(wide < 0, 2 - positive, positive).to(_float_dtype(values))
     far = _exponential_of_complement(values, -values * values)
     return torch.where(values > _SMALL, far, 1 - torch.erf(values))
 
@@ -121,7 +123,7 @@ def _erfc(values: Tensor) -> Tensor:
 def _erfcx(values: Tensor) -> Tensor:
     """exp(x^2) erfc(x)."""
     if values.dtype != torch.float32:
-        return NotImplemented
+        return _wide_erfcx(values.double()).to(_float_dtype(values))
     near = torch.exp(values * values) * (1 - torch.erf(values))
     return torch.where(values > _SMALL, _exponential_of_complement(values, torch.zeros_like(values)), near)
 
@@ -129,8 +131,6 @@ def _erfcx(values: Tensor) -> Tensor:
 @decomposition_of("aten.special_log_ndtr.default")
 def _log_ndtr(values: Tensor) -> Tensor:
     """Logarithm of the normal CDF."""
-    if values.dtype != torch.float32:
-        return NotImplemented
     scaled = -values / math.sqrt(2)
     left = torch.log(_erfcx(scaled) / 2) - scaled * scaled
     right = log1p(-_erfc(-scaled) / 2)
@@ -144,59 +144,99 @@ def _exponential_of_complement(values: Tensor, square: Tensor) -> Tensor:
     return term * torch.exp(square + _polynomial(_ERFC_COEFFICIENTS, term))
 
 
-_LIMIT = 3.75  # boundary of |x| between two series
-_I0_NEAR = (1.0, 3.5156229, 3.0899424, 1.2067492, 0.2659732, 0.0360768, 0.0045813)
-_I0_FAR = (
-    *(0.39894228, 0.01328592, 0.00225319, -0.00157565, 0.00916281),
-    *(-0.02057706, 0.02635537, -0.01647633, 0.00392377),
+# Cephes's erfc, highest powers first (copyright (c) 2018, Steven Moshier; BSD license).
+_ERFC_MIDDLE = (
+    *(2.46196981473530512524e-10, 5.64189564831068821977e-1, 7.46321056442269912687, 48.6371970985681366614),
+    *(196.520832956077098242, 526.445194995477358631, 934.528527171957607540, 1027.55188689515710272),
+    557.535335369399327526,
 )
-
-
-@decomposition_of("aten.i0.default", "aten.special_i0.default", "prims.bessel_i0.default")
-def _bessel_i0(values: Tensor) -> Tensor:
-    return (_scaled_i0(values.double()) * torch.exp(values.double().abs())).to(_float_dtype(values))
-
-
-@decomposition_of("aten.special_i0e.default", "prims.bessel_i0e.default")
-def _bessel_i0e(values: Tensor) -> Tensor:
-    return _scaled_i0(values.double()).to(_float_dtype(values))
-
-
-def _scaled_i0(wide: Tensor) -> Tensor:
-    """I0(x) exp(-|x|) by Abramowitz and Stegun 9.8.1 and 9.8.2, with a relative error of 2e-7."""
-    size = wide.abs()
-    ratio = (size / _LIMIT).clamp(max=1)
-    near = _polynomial(_I0_NEAR, ratio * ratio) * torch.exp(-size)
-    above = size.clamp(min=_LIMIT)
-    far = _polynomial(_I0_FAR, _LIMIT / above) / above.sqrt()
-    return torch.where(size < _LIMIT, near, far)
-
-
-_I1_NEAR = (0.5, 0.87890594, 0.51498869, 0.15084934, 0.02658733, 0.00301532, 0.00032411)
-_I1_FAR = (
-    *(0.39894228, -0.03988024, -0.00362018, 0.00163801, -0.01031555),
-    *(0.02282967, -0.02895312, 0.01787654, -0.00420059),
+_ERFC_MIDDLE_DIVISOR = (
+    *(1.0, 13.2281951154744992508, 86.7072140885989742329, 354.937778887819891062, 975.708501743205489753),
+    *(1823.90916687909736289, 2246.33760818710981792, 1656.66309194161350182, 557.535340817727675546),
 )
+_ERFC_FAR = (
+    *(5.64189583547755073984e-1, 1.27536670759978104416, 5.01905042251180477414),
+    *(6.16021097993053585195, 7.40974269950448939160, 2.97886665372100240670),
+)
+_ERFC_FAR_DIVISOR = (
+    *(1.0, 2.26052863220117276590, 9.39603524938001434673, 12.0489539808096656605),
+    *(17.0814450747565897222, 9.60896809063285878198, 3.36907645100081516050),
+)
+_ERF_NEAR = (
+    *(9.60497373987051638749, 90.0260197203842689217, 2232.00534594684319226),
+    *(7003.32514112805075473, 55592.3013010394962768),
+)
+_ERF_NEAR_DIVISOR = (
+    *(1.0, 33.5617141647503099647, 521.357949780152679795, 4594.32382970980127987),
+    *(22629.0000613890934246, 49267.3942608635921086),
+)
+_FAR = 8.0
 
 
-@decomposition_of("aten.special_i1.default", "prims.bessel_i1.default")
-def _bessel_i1(values: Tensor) -> Tensor:
-    return (_scaled_i1(values.double()) * torch.exp(values.double().abs())).to(_float_dtype(values))
+def _wide_erfcx(values: Tensor) -> Tensor:
+    """exp(x^2) erfc(x) of float64: 1 - erf(x) near 0, otherwise rational functions of |x| (Cephes's ndtr.c)."""
+    size, inside = values.abs(), values.clamp(-1, 1)
+    square = inside * inside
+    near = (1 - inside * _ratio(_ERF_NEAR, _ERF_NEAR_DIVISOR, square)) * torch.exp(square)
+    middle, inverse = size.clamp(1, _FAR), 1 / size.clamp(min=_FAR)
+    # In powers of the inverse, so that large values do not overflow.
+    far = inverse * _ratio(_ERFC_FAR[::-1], _ERFC_FAR_DIVISOR[::-1], inverse)
+    beyond = torch.where(size < _FAR, _ratio(_ERFC_MIDDLE, _ERFC_MIDDLE_DIVISOR, middle), far)
+    reflected = torch.where(values < 0, 2 * torch.exp(values * values) - beyond, beyond)
+    return torch.where(size < 1, near, torch.where(values.isnan(), values, reflected))
 
 
-@decomposition_of("aten.special_i1e.default", "prims.bessel_i1e.default")
-def _bessel_i1e(values: Tensor) -> Tensor:
-    return _scaled_i1(values.double()).to(_float_dtype(values))
+def _ratio(numerator: Sequence[float], divisor: Sequence[float], values: Tensor) -> Tensor:
+    """Ratio of two polynomials whose highest powers come first."""
+    return _polynomial(numerator[::-1], values) / _polynomial(divisor[::-1], values)
 
 
-def _scaled_i1(wide: Tensor) -> Tensor:
-    """I1(x) exp(-|x|) by Abramowitz and Stegun 9.8.3 and 9.8.4, with a relative error of 3e-7."""
-    size = wide.abs()
-    ratio = (wide / _LIMIT).clamp(-1, 1)
-    near = _polynomial(_I1_NEAR, ratio * ratio) * wide * torch.exp(-size)
-    above = size.clamp(min=_LIMIT)
-    far = _polynomial(_I1_FAR, _LIMIT / above) / above.sqrt() * wide.sign()
-    return torch.where(size < _LIMIT, near, far)
+# Cephes's ndtri, highest powers first.
+_NDTRI_MIDDLE = (
+    *(-59.9633501014107895267, 98.0010754185999661536, -56.6762857469070293439),
+    *(13.9312609387279679503, -1.23916583867381258016),
+)
+_NDTRI_MIDDLE_DIVISOR = (
+    *(1.0, 1.95448858338141759834, 4.67627912898881538453, 86.3602421390890590575, -225.462687854119370527),
+    *(200.260212380060660359, -82.0372256168333339912, 15.9056225126211695515, -1.18331621121330003142),
+)
+_NDTRI_TAIL = (
+    *(4.05544892305962419923, 31.5251094599893866154, 57.1628192246421288162, 44.0805073893200834700),
+    *(14.6849561928858024014, 2.18663306850790267539, -1.40256079171354495875e-1, -3.50424626827848203418e-2),
+    -8.57456785154685413611e-4,
+)
+_NDTRI_TAIL_DIVISOR = (
+    *(1.0, 15.7799883256466749731, 45.3907635128879210584, 41.3172038254672030440, 15.0425385692907503408),
+    *(2.50464946208309415979, -1.42182922854787788574e-1, -3.80806407691578277194e-2, -9.33259480895457427372e-4),
+)
+_NDTRI_END = (
+    *(3.23774891776946035970, 6.91522889068984211695, 3.93881025292474443415, 1.33303460815807542389),
+    *(2.01485389549179081538e-1, 1.23716634817820021358e-2, 3.01581553508235416007e-4, 2.65806974686737550832e-6),
+    6.23974539184983293730e-9,
+)
+_NDTRI_END_DIVISOR = (
+    *(1.0, 6.02427039364742014255, 3.67983563856160859403, 1.37702099489081330271, 2.16236993594496635890e-1),
+    *(1.34204006088543189037e-2, 3.28014464682127739104e-4, 2.89247864745380683936e-6, 6.79019408009981274425e-9),
+)
+_TAIL = 0.13533528323661269189  # exp(-2)
+
+
+@decomposition_of("aten.special_ndtri.default", "prims.ndtri.default")
+def _ndtri(values: Tensor) -> Tensor:
+    """Quantiles of the normal distribution, in float64 (Cephes's ndtri)."""
+    wide = values.double()
+    upper = wide > 1 - _TAIL
+    share = torch.where(upper, 1 - wide, wide)
+    centered = share.clamp(_TAIL, 1) - 0.5
+    square = centered * centered
+    middle = centered + centered * square * _ratio(_NDTRI_MIDDLE, _NDTRI_MIDDLE_DIVISOR, square)
+    root = torch.sqrt(-2 * torch.log(torch.where((share > 0) & (share < _TAIL), share, _TAIL)))
+    inverse = 1 / root
+    near, far = _ratio(_NDTRI_TAIL, _NDTRI_TAIL_DIVISOR, inverse), _ratio(_NDTRI_END, _NDTRI_END_DIVISOR, inverse)
+    tail = root - torch.log(root) / root - inverse * torch.where(root < _FAR, near, far)
+    found = torch.where(share > _TAIL, middle * math.sqrt(2 * math.pi), torch.where(upper, tail, -tail))
+    found = torch.where(wide == 0, -math.inf, torch.where(wide == 1, math.inf, found))
+    return torch.where((wide >= 0) & (wide <= 1), found, math.nan).to(_float_dtype(values))
 
 
 def _polynomial(coefficients: Sequence[float], values: Tensor) -> Tensor:
