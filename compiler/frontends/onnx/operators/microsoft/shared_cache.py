@@ -54,8 +54,8 @@ def attend_in_shared_cache(
     mask = None
     for term in added:
         mask = term if mask is None else op("Add", mask, term)
-    result, _, _, scores = op.outputs(
-        4,
+    result, *others = op.outputs(
+        4 if context.output_used(3) else 1,  # one kernel computes the result alone
         "Attention",
         *(query, *seen, mask, None, None, op("Add", starts, heads.size(key, _ROWS))),
         domain=OWN_DOMAIN,
@@ -63,8 +63,7 @@ def attend_in_shared_cache(
         is_causal=int(context.attribute("unidirectional", 0)),
         qk_matmul_output_mode=_MASKED_SCORES,
     )
-    if context.output_used(3):
-        scores = op("Slice", scores, int64s(0), filled, int64s(3))
+    scores = op("Slice", others[-1], int64s(0), filled, int64s(3)) if others else None
     return [heads.merge(result), *buffers, scores]
 
 

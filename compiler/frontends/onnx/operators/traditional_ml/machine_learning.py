@@ -22,6 +22,7 @@ from compiler.frontends.onnx.evaluation.reference import fold_strings
 from compiler.frontends.onnx.operators.composition import Composer, composed, int64s
 from compiler.frontends.onnx.operators.tensor.sort_kernels import in_sequence, int64, shared_tasks
 from compiler.frontends.onnx.operators.traditional_ml import tree_ensembles
+from compiler.frontends.onnx.operators.traditional_ml.post_transforms import transformed
 from compiler.frontends.onnx.operators.traditional_ml.tree_tables import Ensemble
 from compiler.frontends.onnx.registry import converter
 from compiler.frontends.onnx.values import TensorValue, Value
@@ -192,21 +193,6 @@ def _linear(context: NodeContext, op: Composer, outputs: int) -> TensorValue:
     return op("Add", result, intercepts) if intercepts.size else result
 
 
-def transformed(context: NodeContext, op: Composer, value: TensorValue) -> TensorValue:
-    """Apply the node's `post_transform` to scores."""
-    transform: str | int = context.attribute("post_transform", "NONE")
-    names = ("NONE", "SOFTMAX", "LOGISTIC", "SOFTMAX_ZERO", "PROBIT")
-    if isinstance(transform, int):
-        transform = names[transform]
-    if transform == "SOFTMAX":
-        return op("Softmax", value, axis=-1)
-    if transform == "LOGISTIC":
-        return op("Sigmoid", value)
-    if transform != "NONE":
-        context.refuse(f"the transformation {transform} is not supported")
-    return value
-
-
 @converter("LinearClassifier", domain=DOMAIN)
 def linear_classifier(context: NodeContext) -> list[TensorValue]:
     """The label with the highest score, and the scores."""
@@ -237,6 +223,8 @@ def _classified(context: NodeContext, op: Composer, values: TensorValue, labels:
         return [op("Gather", labels, index, axis=0), transformed(context, op, values)]
     positive = op("Squeeze", op("Greater", values, 0.0), int64s(-1))
     label = op("Where", positive, labels[1:2], labels[0:1])
+    if context.attribute("post_transform", "NONE") not in ("NONE", "LOGISTIC"):
+        context.refuse("a transformation of the score of one of two classes is not supported")
     score = transformed(context, op, values)
     return [label, op("Concat", op("Sub", 1.0, score), score, axis=-1)]
 
@@ -348,11 +336,12 @@ def svm_classifier(context: NodeContext) -> list[TensorValue]:
         scores = op("Add", op("MatMul", features, _pair_weights(context, counts)), vector(context, "rho"))
         votes = _votes(op, scores, len(counts))
     label = op("Gather", labels, op("ArgMax", votes, axis=-1, keepdims=0), axis=0)
+    alone = len(labels) == 2 and scores.shape[-1] == 1
     if counts.sum() and len(vector(context, "prob_a")):
-        scores = _probabilities(context, op, scores, len(counts))
-    elif len(labels) == 2 and scores.shape[-1] == 1:
+        scores, alone = _probabilities(context, op, scores, len(counts)), False
+    elif alone:
         scores = op("Concat", op("Neg", scores), scores, axis=-1)
-    return [label, transformed(context, op, scores)]
+    return [label, transformed(context, op, scores, alone=alone)]
 
 
 def _probabilities(context: NodeContext, op: Composer, scores: TensorValue, classes: int) -> TensorValue:
