@@ -13,10 +13,12 @@ import onnx
 from tvm import relax
 from tvm.relax import op as R
 
-from compiler.frontends.onnx.bounds import require
+from compiler.frontends.onnx import dtypes
+from compiler.frontends.onnx.bounds import require, require_values
 from compiler.frontends.onnx.context import NodeContext, PoisonedInputError, RefusedError
 from compiler.frontends.onnx.evaluation.reference import fold
 from compiler.frontends.onnx.loading.loader import all_nodes
+from compiler.frontends.onnx.operators.composition import Composer
 from compiler.frontends.onnx.operators.control_flow.loop_body import (
     Loop,
     LoopResult,
@@ -162,26 +164,43 @@ def scan(context: NodeContext) -> list[Value]:
 @converter("Scan", since=8)
 def scan_8(context: NodeContext) -> list[Value]:
     """Import the first version of Scan: all values have a leading batch axis, and the loop runs for each entry of
-    it."""
-    if context.has_input(0):
-        context.refuse("sequence_lens is not supported")
+    it.
+
+    After the length of an entry in sequence_lens, its state stays and its outputs are zeros.
+    """
     count = int(context.required_attribute("num_scan_inputs"))
     body: onnx.GraphProto = context.required_attribute("body")
     values = [context.value(index) for index in range(1, len(context.node.input))]
     split = len(values) - count
     directions = context.attribute("directions", [0] * count)
+    if context.has_input(0):
+        values[split:] = _reversed_up_to_lengths(context, values[split:], directions)
+        values, directions = [*values, context.value(0)], [0] * count
     everything = [_SlicedInput(context, value, 0, 0) for value in values]
     entries = _common_count(context, everything)
 
     def step(entry: Value, _: list[Value]) -> Step:
         slices = [item.at(context, entry) for item in everything]
+        length = slices.pop() if context.has_input(0) else None
         inputs = [_SlicedInput(context, v, 0, r) for v, r in zip(slices[split:], directions, strict=True)]
-        result = _scan_loop(context, body, slices[:split], inputs)
+        result = _scan_loop(context, body, slices[:split], inputs, length)
         return Step(_TRUE, [], [*result.state, *result.stacks])
 
     sources = sources_with_captures(context)
     weight = len(all_nodes(body.node)) * 4
     return run_loop(context, Loop(step, size_value(entries), None, [], weight, sources)).stacks
+
+
+def _reversed_up_to_lengths(context: NodeContext, values: Sequence[Value], directions: Sequence[int]) -> list[Value]:
+    """Return the scanned inputs (batch, steps, ...), those scanned backwards with the steps of each entry reversed."""
+    for value in values:
+        if isinstance(value, (Constant, Symbolic, Runtime)) and len(value.shape) > 1:
+            require_values(context, 0, 0, context.arithmetic.add(value.shape[1], 1))
+    op = Composer(context)
+    return [
+        op("ReverseSequence", value, context.value(0), batch_axis=0, time_axis=1) if backward else value
+        for value, backward in zip(values, directions, strict=True)
+    ]
 
 
 class _SlicedInput:
@@ -226,7 +245,11 @@ class _SlicedInput:
 
 
 def _scan_loop(
-    context: NodeContext, body: onnx.GraphProto, state: Sequence[Value], inputs: Sequence[_SlicedInput]
+    context: NodeContext,
+    body: onnx.GraphProto,
+    state: Sequence[Value],
+    inputs: Sequence[_SlicedInput],
+    length: Value | None = None,
 ) -> LoopResult:
     if len(body.input) != len(state) + len(inputs) or len(body.output) < len(state):
         context.invalid(f"its body has {len(body.input)} inputs; the node gives it {len(state) + len(inputs)}")
@@ -235,11 +258,27 @@ def _scan_loop(
     def step(iteration: Value, values: list[Value]) -> Step:
         slices = [item.at(context, iteration) for item in inputs]
         results = context.import_subgraph(body, [*values, *slices])
+        if length is not None:
+            results = _up_to_length(context, iteration, length, results, values)
         return Step(_TRUE, results[: len(state)], results[len(state) :])
 
     weight = len(all_nodes(body.node)) + len(inputs) + 1
     sources = sources_with_captures(context)
     return run_loop(context, Loop(step, size_value(count), None, list(state), weight, sources))
+
+
+def _up_to_length(
+    context: NodeContext, iteration: Value, length: Value, results: Sequence[Value], state: Sequence[Value]
+) -> list[Value]:
+    """Return the results of iterations before the length; after it, the state stays, and other results are zeros."""
+    op, chosen = Composer(context), []
+    active = op("Less", iteration, length)
+    for index, result in enumerate(results):
+        if not isinstance(result, (Constant, Symbolic, Runtime)):
+            context.refuse("sequence_lens with results that are not tensors is not supported")
+        zero = Constant(np.zeros((), dtypes.numpy_dtype(result.dtype)), result.dtype)
+        chosen.append(op("Where", active, result, state[index] if index < len(state) else zero))
+    return list(chosen)
 
 
 def _common_count(context: NodeContext, inputs: Sequence[_SlicedInput]) -> Dim:

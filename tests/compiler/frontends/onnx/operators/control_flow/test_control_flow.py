@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx.parser
 import pytest
 
-from compiler.errors import InputValueRequiredError, UnsupportedModelError
+import tensorwright
+from compiler.errors import InputError, InputValueRequiredError, UnsupportedModelError
 from compiler.frontends.onnx import import_onnx
 from tests.compiler.frontends.onnx.operators.onnxruntime_check import assert_equal_to_onnxruntime
 
@@ -37,8 +39,6 @@ def test_loop_with_counts_and_sizes_known_at_run_time(condition: str) -> None:
 
 
 def test_loop_without_an_iteration_gives_empty_stacks() -> None:
-    import onnx.parser
-
     from tests.coverage.tvm_pipeline import import_and_build
 
     text = f'<ir_version: 8, opset_import: ["" : 17]> {_LOOP % "Identity (c)"}'
@@ -161,8 +161,6 @@ agraph (float[2] x, int64[1] n) => (float[K] y) {
 
 
 def test_branches_of_different_ranks_are_refused() -> None:
-    import onnx.parser
-
     with pytest.raises(UnsupportedModelError, match="2 dimensions in one branch and 1 in the other"):
         import_onnx(onnx.parser.parse_model(_RANKS))
 
@@ -180,15 +178,11 @@ def test_branches_of_one_element_have_the_axes_that_they_declare() -> None:
 
 
 def test_a_known_condition_takes_its_branch() -> None:
-    import onnx.parser
-
     imported = import_onnx(onnx.parser.parse_model(_RANKS), constants={"n": np.array([0])})
     assert imported.outputs[0].shape == (2,)
 
 
 def test_a_sequence_that_grows_at_its_front_needs_the_number_of_iterations() -> None:
-    import onnx.parser
-
     model = """<ir_version: 8, opset_import: ["" : 17]>
     agraph (float[2] x, int64 M) => (float[K] y) <bool t = {1}, int64 front = {0}> {
       none = SequenceEmpty ()
@@ -205,8 +199,6 @@ def test_a_sequence_that_grows_at_its_front_needs_the_number_of_iterations() -> 
 
 def test_a_branch_that_does_not_fit_the_shapes_is_never_taken() -> None:
     """One model with a branch for each of two input sizes; a run checks that the condition selects the right one."""
-    import onnx.parser
-
     from tests.coverage.tvm_pipeline import import_and_build
 
     model = """<ir_version: 8, opset_import: ["" : 17]>
@@ -224,8 +216,6 @@ def test_a_branch_that_does_not_fit_the_shapes_is_never_taken() -> None:
 
 def test_a_loop_passes_through_every_phase() -> None:
     """The project's own pipeline moves constants and checks between the functions made from a loop."""
-    import onnx.parser
-
     import compiler
     from tests.compiler.frontends.onnx.operators.onnxruntime_check import run_reference
 
@@ -234,3 +224,31 @@ def test_a_loop_passes_through_every_phase() -> None:
     found = compiler.compile(model, reference_inputs=feeds).run(feeds)
     for result, expected in zip(found.values(), run_reference(model, feeds), strict=True):
         np.testing.assert_allclose(result, expected, rtol=1e-5)
+
+
+_SCAN_8 = """<ir_version: 8, opset_import: ["" : 8]>
+agraph (int64[B] lengths, float[B,2] h0, float[B,T,2] x, float[B,T,2] u) => (float[B,2] h, float[B,T,2] hs) {
+  h, hs = Scan (lengths, h0, x, u) <num_scan_inputs=2, directions=%s,
+      body = b (float[2] s, float[2] a, float[2] c) => (float[2] s2, float[2] r) {
+    p = Mul (a, c)
+    s2 = Add (s, p)
+    r = Sub (s2, c)
+  }>
+}"""
+
+
+@pytest.mark.parametrize("directions", ["[0, 0]", "[1, 0]", "[1, 1]"])
+def test_entries_of_the_first_scan_end_at_their_lengths(directions: str) -> None:
+    feeds = [
+        {"lengths": np.array(lengths), "h0": _random(batch, 2), "x": _random(batch, steps, 2)}
+        | {"u": _random(batch, steps, 2) * 2}
+        for batch, steps, lengths in [(3, 5, [5, 2, 1]), (1, 2, [1]), (2, 4, [4, 4])]
+    ]
+    assert_equal_to_onnxruntime(onnx.parser.parse_model(_SCAN_8 % directions), *feeds)
+
+
+def test_lengths_of_a_scan_beyond_its_steps_are_an_error() -> None:
+    module = tensorwright.compile(onnx.parser.parse_model(_SCAN_8 % "[0, 0]"), progress=None)
+    data = _random(1, 3, 2)
+    with pytest.raises(InputError, match="'lengths'"):
+        module.run({"lengths": np.array([4]), "h0": _random(1, 2), "x": data, "u": data})
