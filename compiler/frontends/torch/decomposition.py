@@ -99,6 +99,13 @@ def along_axis(values: torch.Tensor, rank: int, axis: int) -> torch.Tensor:
     return values.reshape([-1 if each == axis else 1 for each in range(rank)])
 
 
+def float_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the type of results of functions of real numbers: the default type for integers and booleans."""
+    import torch
+
+    return dtype if dtype.is_floating_point else torch.get_default_dtype()
+
+
 def decomposed_operators() -> Collection[str]:
     """Return the names of the operators that are decomposed here."""
     _discover()

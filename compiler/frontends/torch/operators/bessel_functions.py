@@ -12,9 +12,9 @@ import torch
 from numpy.polynomial.chebyshev import cheb2poly
 from torch import Tensor
 
-from compiler.frontends.torch.decomposition import decomposition_of
+from compiler.frontends.torch.decomposition import decomposition_of, float_dtype
 from compiler.frontends.torch.operators import bessel_coefficients as table
-from compiler.frontends.torch.operators.elementwise import as_float
+from compiler.frontends.torch.operators.polynomials import polynomial, ratio
 
 _Function = Callable[[Tensor], Tensor]
 
@@ -25,7 +25,7 @@ def _in_float64(*operators: str) -> Callable[[_Function], _Function]:
     def register(function: _Function) -> _Function:
         @wraps(function)
         def decomposition(values: Tensor) -> Tensor:
-            return function(values.double()).to(as_float(values).dtype)
+            return function(values.double()).to(float_dtype(values.dtype))
 
         decomposition_of(*operators)(decomposition)
         return function
@@ -33,24 +33,12 @@ def _in_float64(*operators: str) -> Callable[[_Function], _Function]:
     return register
 
 
-def _power_series(coefficients: Sequence[float], x: Tensor) -> Tensor:
-    """c0 x^n + ... + cn."""
-    result = torch.full_like(x, coefficients[0])
-    for coefficient in coefficients[1:]:
-        result = result * x + coefficient
-    return result
-
-
-def _ratio(numerator: Sequence[float], divisor: Sequence[float], x: Tensor) -> Tensor:
-    return _power_series(numerator, x) / _power_series(divisor, x)
-
-
 def _chebyshev(coefficients: Sequence[float], x: Tensor) -> Tensor:
     """Series of Chebyshev polynomials for x in [-1, 1], of which Cephes doubles the constant; as powers, which keep
     their precision here and compile faster than Clenshaw's recurrence."""
     *others, constant = coefficients
     powers = cheb2poly([constant / 2, *reversed(others)])
-    return _power_series([float(each) for each in reversed(powers)], x)
+    return polynomial([float(each) for each in reversed(powers)], x)
 
 
 _END = 5.0  # from here on the functions are damped waves
@@ -64,11 +52,11 @@ def _waves(order: int, x: Tensor) -> tuple[Tensor, Tensor]:
     x = x.clamp(min=_END)
     square = (_END / x) * (_END / x)
     if order == 0:
-        cosine = _ratio(table.FAR_0_COSINE, table.FAR_0_COSINE_DIVISOR, square)
-        sine = _ratio(table.FAR_0_SINE, table.FAR_0_SINE_DIVISOR, square) * (_END / x)
+        cosine = ratio(table.FAR_0_COSINE, table.FAR_0_COSINE_DIVISOR, square)
+        sine = ratio(table.FAR_0_SINE, table.FAR_0_SINE_DIVISOR, square) * (_END / x)
     else:
-        cosine = _ratio(table.FAR_1_COSINE, table.FAR_1_COSINE_DIVISOR, square)
-        sine = _ratio(table.FAR_1_SINE, table.FAR_1_SINE_DIVISOR, square) * (_END / x)
+        cosine = ratio(table.FAR_1_COSINE, table.FAR_1_COSINE_DIVISOR, square)
+        sine = ratio(table.FAR_1_SINE, table.FAR_1_SINE_DIVISOR, square) * (_END / x)
     angle = x - (_THREE_QUARTERS if order else _QUARTER)
     scale = math.sqrt(2 / math.pi) / x.sqrt()
     return scale * (cosine * angle.cos() - sine * angle.sin()), scale * (cosine * angle.sin() + sine * angle.cos())
@@ -78,7 +66,7 @@ def _waves(order: int, x: Tensor) -> tuple[Tensor, Tensor]:
 def _j0(x: Tensor) -> Tensor:
     size = x.abs()
     square = size.clamp(max=_END) * size.clamp(max=_END)
-    near = _ratio(table.J0_NEAR, table.J0_NEAR_DIVISOR, square) * (square - _J0_ROOTS[0]) * (square - _J0_ROOTS[1])
+    near = ratio(table.J0_NEAR, table.J0_NEAR_DIVISOR, square) * (square - _J0_ROOTS[0]) * (square - _J0_ROOTS[1])
     return torch.where(size <= _END, near, _waves(0, size)[0])
 
 
@@ -86,15 +74,15 @@ def _j0(x: Tensor) -> Tensor:
 def _j1(x: Tensor) -> Tensor:
     size, inside = x.abs(), x.clamp(-_END, _END)
     square = inside * inside
-    ratio = _ratio(table.J1_NEAR, table.J1_NEAR_DIVISOR, square)
-    near = ratio * inside * (square - _J1_ROOTS[0]) * (square - _J1_ROOTS[1])
+    factor = ratio(table.J1_NEAR, table.J1_NEAR_DIVISOR, square)
+    near = factor * inside * (square - _J1_ROOTS[0]) * (square - _J1_ROOTS[1])
     return torch.where(size <= _END, near, _waves(1, size)[0] * x.sign())
 
 
 @_in_float64("aten.special_bessel_y0.default")
 def _y0(x: Tensor) -> Tensor:
     inside = x.clamp(max=_END)
-    near = _ratio(table.Y0_NEAR, table.Y0_NEAR_DIVISOR, inside * inside) + 2 / math.pi * inside.log() * _j0(inside)
+    near = ratio(table.Y0_NEAR, table.Y0_NEAR_DIVISOR, inside * inside) + 2 / math.pi * inside.log() * _j0(inside)
     found = torch.where(x <= _END, near, _waves(0, x)[1])
     return torch.where(x == 0, -math.inf, found)
 
@@ -102,8 +90,8 @@ def _y0(x: Tensor) -> Tensor:
 @_in_float64("aten.special_bessel_y1.default")
 def _y1(x: Tensor) -> Tensor:
     inside = x.clamp(max=_END)
-    ratio = _ratio(table.Y1_NEAR, table.Y1_NEAR_DIVISOR, inside * inside)
-    near = inside * ratio + 2 / math.pi * (_j1(inside) * inside.log() - 1 / inside)
+    factor = ratio(table.Y1_NEAR, table.Y1_NEAR_DIVISOR, inside * inside)
+    near = inside * factor + 2 / math.pi * (_j1(inside) * inside.log() - 1 / inside)
     found = torch.where(x <= _END, near, _waves(1, x)[1])
     return torch.where(x == 0, -math.inf, found)
 
@@ -196,8 +184,8 @@ def _airy_series(x: Tensor) -> Tensor:
 def _airy_decay(x: Tensor) -> Tensor:
     x = x.clamp(min=_AIRY_END)
     zeta = 2 * x * x.sqrt() / 3
-    ratio = _ratio(table.AIRY_DECAY, table.AIRY_DECAY_DIVISOR, 1 / zeta)
-    return ratio / math.sqrt(math.pi) / (2 * x.sqrt().sqrt() * zeta.exp())
+    factor = ratio(table.AIRY_DECAY, table.AIRY_DECAY_DIVISOR, 1 / zeta)
+    return factor / math.sqrt(math.pi) / (2 * x.sqrt().sqrt() * zeta.exp())
 
 
 def _airy_wave(x: Tensor) -> Tensor:
@@ -205,7 +193,7 @@ def _airy_wave(x: Tensor) -> Tensor:
     zeta = 2 * size * size.sqrt() / 3
     step = 1 / zeta
     square = step * step
-    cosine = step * _ratio(table.AIRY_SINE, table.AIRY_SINE_DIVISOR, square)
-    sine = 1 + square * _ratio(table.AIRY_COSINE, table.AIRY_COSINE_DIVISOR, square)
+    cosine = step * ratio(table.AIRY_SINE, table.AIRY_SINE_DIVISOR, square)
+    sine = 1 + square * ratio(table.AIRY_COSINE, table.AIRY_COSINE_DIVISOR, square)
     angle = zeta + math.pi / 4
     return (angle.sin() * sine - angle.cos() * cosine) / (math.sqrt(math.pi) * size.sqrt().sqrt())

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from compiler.frontends.torch.decomposition import decomposition_of
+from compiler.frontends.torch.decomposition import decomposition_of, float_dtype
 from compiler.frontends.torch.own_operators import own_operator
 
 
@@ -59,7 +59,7 @@ def _fraction_and_exponent(values: Tensor) -> tuple[Tensor, Tensor]:
 def copysign(values: Tensor, signs: Tensor) -> Tensor:
     """Magnitudes with the signs of other numbers; floats also for integers."""
     dtype = torch.result_type(values, signs)
-    size = values.to(dtype if dtype.is_floating_point else torch.get_default_dtype()).abs()
+    size = values.to(float_dtype(dtype)).abs()
     return torch.where(negative(signs), -size, size)
 
 
@@ -80,7 +80,7 @@ def _angle(values: Tensor) -> Tensor:
 
 def as_float(values: Tensor) -> Tensor:
     """Integers and booleans become floats of the default type."""
-    return values if values.is_floating_point() else values.to(torch.get_default_dtype())
+    return values.to(float_dtype(values.dtype))
 
 
 @decomposition_of("aten.signbit.default")

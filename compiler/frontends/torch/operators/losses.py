@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from compiler.frontends.torch.decomposition import along_axis, decomposition_of
-from compiler.frontends.torch.operators.special_functions import log1p
+from compiler.frontends.torch.operators.special_functions import log1p, log_sigmoid
 
 _NONE, _MEAN = 0, 1  # at::Reduction
 
@@ -56,6 +56,24 @@ def _of_probabilities(
 def _soft_margin(values: Tensor, target: Tensor, reduction: int = _MEAN) -> Tensor:
     """log(1 + exp(-target * values)), without the exporter's loss of small values."""
     losses = log1p(torch.exp(-target * values))
+    return _reduced(losses, reduction)
+
+
+@decomposition_of("aten.binary_cross_entropy_with_logits.default")
+def _binary_cross_entropy(
+    values: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    pos_weight: Tensor | None = None,
+    reduction: int = _MEAN,
+) -> Tensor:
+    positive = 1 if pos_weight is None else 1 + (pos_weight - 1) * target
+    losses = (1 - target) * values - positive * log_sigmoid(values)
+    losses = losses if weight is None else losses * weight
+    return _reduced(losses, reduction)
+
+
+def _reduced(losses: Tensor, reduction: int) -> Tensor:
     if reduction == _NONE:
         return losses
     return losses.mean() if reduction == _MEAN else losses.sum()

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from compiler.frontends.torch.decomposition import decomposition_of
+from compiler.frontends.torch.decomposition import decomposition_of, float_dtype
 from compiler.frontends.torch.operators.special_functions import expm1, log1p
 
 _Step = Callable[[int, Tensor, Tensor, Tensor], Tensor]
@@ -53,8 +53,7 @@ def _dtype(*operands: Tensor | float) -> torch.dtype:
     dtype = tensors[0].dtype
     for each in tensors[1:]:
         dtype = torch.promote_types(dtype, each.dtype)
-    floats = dtype.is_floating_point
-    return dtype if floats else torch.get_default_dtype()
+    return float_dtype(dtype)
 
 
 _recurrence("hermite_polynomial_h", lambda x: 2 * x, lambda k, x, now, before: 2 * x * now - 2 * k * before)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
@@ -21,9 +21,9 @@ def _adaptive_max_pool(values: Tensor, output_size: Sequence[int]) -> tuple[Tens
     rank = len(output_size)
     sizes = _sizes(values)[-rank:]
     if is_dynamic(sizes):
-        return _largest_by_axis(values, output_size)
+        return _largest_by_axis(values, output_size, _largest_of_masked)
     if math.prod(output_size) > _MOST_SLICES[rank]:
-        return _largest_of_windows(values, output_size)
+        return _largest_by_axis(values, output_size, _largest_of_gathered)
     maxima, positions = [], []
     for window in itertools.product(*map(_windows, sizes, output_size)):
         inside: Any = (..., *(slice(*each) for each in window))
@@ -43,21 +43,27 @@ def _position_in_image(index: Tensor, window: Sequence[tuple[int, int]], sizes: 
     return position
 
 
-def _largest_of_windows(values: Tensor, output_size: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Axis by axis from the last; ties go to the first element in row-major order."""
+def _largest_by_axis(
+    values: Tensor, output_size: Sequence[int], along: Callable[[Tensor, int, int], tuple[Tensor, Tensor]]
+) -> tuple[Tensor, Tensor]:
+    """Axis by axis from the last, so that ties go to the first element in row-major order.
+
+    Args:
+        along: maps values, an axis and a number of windows to the largest element of each, and its position.
+    """
     positions: Tensor | None = None
     stride = 1
     for axis, parts in reversed([*enumerate(output_size, values.ndim - len(output_size))]):
-        size = values.shape[axis]
-        values, index = _largest_along(values, axis, parts)
+        size = _sizes(values)[axis]
+        values, index = along(values, axis, parts)
         before = 0 if positions is None else positions.gather(axis, index)
         positions, stride = before + index * stride, stride * size
-    return values, values.new_zeros(values.shape, dtype=torch.int64) if positions is None else positions
+    assert positions is not None
+    return values, positions
 
 
-def _largest_along(values: Tensor, axis: int, parts: int) -> tuple[Tensor, Tensor]:
-    """Return the largest element of each window of an axis, and its position; a shorter window repeats its last
-    element."""
+def _largest_of_gathered(values: Tensor, axis: int, parts: int) -> tuple[Tensor, Tensor]:
+    """For a static size: windows are gathered, and a shorter one repeats its last element."""
     size = values.shape[axis]
     length = max(end - start for start, end in _windows(size, parts))
     part = torch.arange(parts)
@@ -70,21 +76,13 @@ def _largest_along(values: Tensor, axis: int, parts: int) -> tuple[Tensor, Tenso
     return largest, along_axis(starts, values.ndim, axis) + step
 
 
-def _largest_by_axis(values: Tensor, output_size: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """The same for images of dynamic size, axis by axis from the last; ties also go to the first element."""
-    rank = len(output_size)
-    sizes = _sizes(values)[-rank:]
+def _largest_of_masked(values: Tensor, axis: int, parts: int) -> tuple[Tensor, Tensor]:
+    """For a dynamic size: each window is the whole axis with other elements masked."""
     least = -math.inf if values.is_floating_point() else torch.iinfo(values.dtype).min
-    positions, stride = torch.zeros_like(values, dtype=torch.int64), 1
-    for axis, parts in reversed([*enumerate(output_size, -rank)]):
-        size = sizes[axis]
-        inside = _inside(size, parts)
-        spread = values.movedim(axis, -1).unsqueeze(-2)
-        largest = torch.where(inside, spread, torch.full((), least, dtype=values.dtype)).max(-1)
-        before = positions.movedim(axis, -1).unsqueeze(-2).expand(*largest.indices.shape, size)
-        index = before.gather(-1, largest.indices.unsqueeze(-1)).squeeze(-1) + largest.indices * stride
-        values, positions, stride = largest.values.movedim(-1, axis), index.movedim(-1, axis), stride * size
-    return values, positions
+    spread = values.movedim(axis, -1).unsqueeze(-2)
+    inside = _inside(_sizes(values)[axis], parts)
+    largest = torch.where(inside, spread, torch.full((), least, dtype=values.dtype)).max(-1)
+    return largest.values.movedim(-1, axis), largest.indices.movedim(-1, axis)
 
 
 @decomposition_of("aten.adaptive_max_pool1d.default")

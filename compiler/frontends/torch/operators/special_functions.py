@@ -17,9 +17,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from compiler.frontends.torch.decomposition import decomposition_of
-
-_NONE, _MEAN = 0, 1  # at::Reduction
+from compiler.frontends.torch.decomposition import decomposition_of, float_dtype
+from compiler.frontends.torch.operators.polynomials import polynomial, ratio
 
 
 @decomposition_of("aten.log1p.default")
@@ -45,24 +44,9 @@ def expm1(values: Tensor) -> Tensor:
 
 
 @decomposition_of("aten.log_sigmoid.default")
-def _log_sigmoid(values: Tensor) -> Tensor:
+def log_sigmoid(values: Tensor) -> Tensor:
+    """Precise for large negative values, too."""
     return values.clamp(max=0) - log1p(torch.exp(-values.abs()))
-
-
-@decomposition_of("aten.binary_cross_entropy_with_logits.default")
-def _binary_cross_entropy(
-    values: Tensor,
-    target: Tensor,
-    weight: Tensor | None = None,
-    pos_weight: Tensor | None = None,
-    reduction: int = _MEAN,
-) -> Tensor:
-    positive = 1 if pos_weight is None else 1 + (pos_weight - 1) * target
-    losses = (1 - target) * values - positive * _log_sigmoid(values)
-    losses = losses if weight is None else losses * weight
-    if reduction == _NONE:
-        return losses
-    return losses.mean() if reduction == _MEAN else losses.sum()
 
 
 @decomposition_of("aten.logaddexp.default")
@@ -99,7 +83,7 @@ def _erfinv(values: Tensor) -> Tensor:
         step = (torch.erf(root) - inside) * torch.exp(root * root) * (math.sqrt(math.pi) / 2)
         root = root - step / (1 + root * step)
     beyond = torch.where(wide.abs() == 1, wide * math.inf, math.nan)
-    return torch.where(wide.abs() < 1, root, beyond).to(_float_dtype(values))
+    return torch.where(wide.abs() < 1, root, beyond).to(float_dtype(values.dtype))
 
 
 _ERFC_COEFFICIENTS = (
@@ -114,7 +98,7 @@ def _erfc(values: Tensor) -> Tensor:
     if values.dtype != torch.float32:
         wide = values.double()
         positive = torch.exp(-wide * wide) * _wide_erfcx(wide.abs())
-        return torch.where(wide < 0, 2 - positive, positive).to(_float_dtype(values))
+        return torch.where(wide < 0, 2 - positive, positive).to(float_dtype(values.dtype))
     far = _exponential_of_complement(values, -values * values)
     return torch.where(values > _SMALL, far, 1 - torch.erf(values))
 
@@ -123,7 +107,7 @@ def _erfc(values: Tensor) -> Tensor:
 def _erfcx(values: Tensor) -> Tensor:
     """exp(x^2) erfc(x)."""
     if values.dtype != torch.float32:
-        return _wide_erfcx(values.double()).to(_float_dtype(values))
+        return _wide_erfcx(values.double()).to(float_dtype(values.dtype))
     near = torch.exp(values * values) * (1 - torch.erf(values))
     return torch.where(values > _SMALL, _exponential_of_complement(values, torch.zeros_like(values)), near)
 
@@ -141,7 +125,7 @@ def _log_ndtr(values: Tensor) -> Tensor:
 def _exponential_of_complement(values: Tensor, square: Tensor) -> Tensor:
     """erfc(x) exp(x^2 + square) for x >= 0."""
     term = 2 / (2 + values.abs())
-    return term * torch.exp(square + _polynomial(_ERFC_COEFFICIENTS, term))
+    return term * torch.exp(square + polynomial(_ERFC_COEFFICIENTS[::-1], term))
 
 
 # Cephes's erfc, highest powers first (copyright (c) 2018, Steven Moshier; BSD license).
@@ -177,18 +161,13 @@ def _wide_erfcx(values: Tensor) -> Tensor:
     """exp(x^2) erfc(x) of float64: 1 - erf(x) near 0, otherwise rational functions of |x| (Cephes's ndtr.c)."""
     size, inside = values.abs(), values.clamp(-1, 1)
     square = inside * inside
-    near = (1 - inside * _ratio(_ERF_NEAR, _ERF_NEAR_DIVISOR, square)) * torch.exp(square)
+    near = (1 - inside * ratio(_ERF_NEAR, _ERF_NEAR_DIVISOR, square)) * torch.exp(square)
     middle, inverse = size.clamp(1, _FAR), 1 / size.clamp(min=_FAR)
     # In powers of the inverse, so that large values do not overflow.
-    far = inverse * _ratio(_ERFC_FAR[::-1], _ERFC_FAR_DIVISOR[::-1], inverse)
-    beyond = torch.where(size < _FAR, _ratio(_ERFC_MIDDLE, _ERFC_MIDDLE_DIVISOR, middle), far)
+    far = inverse * ratio(_ERFC_FAR[::-1], _ERFC_FAR_DIVISOR[::-1], inverse)
+    beyond = torch.where(size < _FAR, ratio(_ERFC_MIDDLE, _ERFC_MIDDLE_DIVISOR, middle), far)
     reflected = torch.where(values < 0, 2 * torch.exp(values * values) - beyond, beyond)
     return torch.where(size < 1, near, torch.where(values.isnan(), values, reflected))
-
-
-def _ratio(numerator: Sequence[float], divisor: Sequence[float], values: Tensor) -> Tensor:
-    """Ratio of two polynomials whose highest powers come first."""
-    return _polynomial(numerator[::-1], values) / _polynomial(divisor[::-1], values)
 
 
 # Cephes's ndtri, highest powers first.
@@ -229,26 +208,14 @@ def _ndtri(values: Tensor) -> Tensor:
     share = torch.where(upper, 1 - wide, wide)
     centered = share.clamp(_TAIL, 1) - 0.5
     square = centered * centered
-    middle = centered + centered * square * _ratio(_NDTRI_MIDDLE, _NDTRI_MIDDLE_DIVISOR, square)
+    middle = centered + centered * square * ratio(_NDTRI_MIDDLE, _NDTRI_MIDDLE_DIVISOR, square)
     root = torch.sqrt(-2 * torch.log(torch.where((share > 0) & (share < _TAIL), share, _TAIL)))
     inverse = 1 / root
-    near, far = _ratio(_NDTRI_TAIL, _NDTRI_TAIL_DIVISOR, inverse), _ratio(_NDTRI_END, _NDTRI_END_DIVISOR, inverse)
+    near, far = ratio(_NDTRI_TAIL, _NDTRI_TAIL_DIVISOR, inverse), ratio(_NDTRI_END, _NDTRI_END_DIVISOR, inverse)
     tail = root - torch.log(root) / root - inverse * torch.where(root < _FAR, near, far)
     found = torch.where(share > _TAIL, middle * math.sqrt(2 * math.pi), torch.where(upper, tail, -tail))
     found = torch.where(wide == 0, -math.inf, torch.where(wide == 1, math.inf, found))
-    return torch.where((wide >= 0) & (wide <= 1), found, math.nan).to(_float_dtype(values))
-
-
-def _polynomial(coefficients: Sequence[float], values: Tensor) -> Tensor:
-    """c0 + c1 x + c2 x^2 + ..."""
-    result = torch.zeros_like(values)
-    for coefficient in reversed(coefficients):
-        result = coefficient + values * result
-    return result
-
-
-def _float_dtype(values: Tensor) -> torch.dtype:
-    return values.dtype if values.is_floating_point() else torch.get_default_dtype()
+    return torch.where((wide >= 0) & (wide <= 1), found, math.nan).to(float_dtype(values.dtype))
 
 
 _RECURRENCE_STEPS = 8
@@ -271,7 +238,7 @@ def _lgamma(values: Tensor) -> Tensor:
     direct = torch.where(large, alone, direct - torch.where(large, 1.0, product).log())
     sine = torch.sin(math.pi * (wide - wide.round())).abs()
     result = torch.where(reflected, math.log(math.pi) - sine.log() - direct, direct)
-    return torch.where(torch.isinf(wide), torch.inf, result).to(_float_dtype(values))
+    return torch.where(torch.isinf(wide), torch.inf, result).to(float_dtype(values.dtype))
 
 
 @decomposition_of("aten.digamma.default", "aten.special_psi.default", "aten.special_digamma.default")
@@ -286,7 +253,7 @@ def _digamma(values: Tensor) -> Tensor:
     result = torch.where(reflected, direct - cotangent, direct)
     # At 0 it tends to infinity on either side; at the other poles there is no limit.
     pole = torch.where(wide == 0, -1 / wide, torch.nan)
-    return torch.where((fraction == 0) & reflected, pole, result).to(_float_dtype(values))
+    return torch.where((fraction == 0) & reflected, pole, result).to(float_dtype(values.dtype))
 
 
 @decomposition_of("aten.mvlgamma.default", "aten.special_multigammaln.default")
@@ -296,7 +263,7 @@ def _mvlgamma(values: Tensor, p: int) -> Tensor:
     total = torch.full_like(wide, p * (p - 1) / 4 * math.log(math.pi))
     for step in range(p):
         total = total + _lgamma(wide - step / 2)
-    return total.to(_float_dtype(values))
+    return total.to(float_dtype(values.dtype))
 
 
 def _series(values: Tensor, coefficients: Sequence[float]) -> Tensor:

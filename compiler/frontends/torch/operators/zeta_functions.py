@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-from compiler.frontends.torch.decomposition import decomposition_of
+from compiler.frontends.torch.decomposition import decomposition_of, float_dtype
 
 _TERMS = 9
 _DIVISORS = (
@@ -31,7 +31,7 @@ def _zeta(x: Tensor | float, q: Tensor | float) -> Tensor:
         each.double() if isinstance(each, Tensor) else torch.full((), each, dtype=torch.float64) for each in (x, q)
     )
     found = _hurwitz(exponent, start)
-    return found.to(dtype if dtype.is_floating_point else torch.get_default_dtype())
+    return found.to(float_dtype(dtype))
 
 
 def _hurwitz(x: Tensor, q: Tensor) -> Tensor:
@@ -71,4 +71,4 @@ def _polygamma(n: int, values: Tensor) -> Tensor:
     sign = 1.0 if n % 2 else -1.0
     wide = values.double()
     found = _hurwitz(torch.full((), float(n + 1), dtype=torch.float64), wide) * (sign * float(math.factorial(n)))
-    return found.to(values.dtype if values.is_floating_point() else torch.get_default_dtype())
+    return found.to(float_dtype(values.dtype))
