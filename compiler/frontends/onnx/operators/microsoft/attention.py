@@ -12,7 +12,7 @@ from compiler.frontends.onnx.context import NodeContext
 from compiler.frontends.onnx.operators.composition import Composer, int64s
 from compiler.frontends.onnx.operators.microsoft.fused import DOMAIN, given, refuse_unusual
 from compiler.frontends.onnx.operators.microsoft.heads import Heads
-from compiler.frontends.onnx.operators.microsoft.shared_cache import SharedCache, attend_in_shared_cache
+from compiler.frontends.onnx.operators.microsoft.shared_cache import CacheInputs, attend_with_cache
 from compiler.frontends.onnx.registry import converter
 from compiler.frontends.onnx.values import TensorValue
 
@@ -75,7 +75,7 @@ def quantized_attention(context: NodeContext) -> list[TensorValue | None]:
     return _attention_of(heads, projected, _hidden_sizes(context, 1), mask=5, past=8, bias=None)
 
 
-_PAST, _LENGTH, _INDIRECTION = 6, 8, 9
+_INPUTS = CacheInputs(mask=4, bias=5, past=6, length=8, indirection=9)
 
 
 @converter("MultiHeadAttention", domain=DOMAIN)
@@ -85,22 +85,8 @@ def multi_head_attention(context: NodeContext) -> list[TensorValue | None]:
     With the length of the past, too, key and value are written into the buffers of the past. The scores are an output.
     """
     heads = Heads(context)
-    op = heads.op
     parts = _query_key_value(context, heads)
-    shares, before = context.has_input(_PAST) and context.has_input(_LENGTH), None
-    if context.has_input(_PAST) and not shares:
-        past = [context.tensor(_PAST), context.tensor(_PAST + 1)]
-        before = past[0]
-        parts[1:] = [op("Concat", old, new, axis=2) for old, new in zip(past, parts[1:], strict=True)]
-    added = heads.padding(4, parts[0], parts[1])
-    if context.has_input(5):
-        added.append(context.tensor(5))
-    if shares:
-        return attend_in_shared_cache(heads, parts, SharedCache(_PAST, _LENGTH, _INDIRECTION), added)
-    query, key, value = parts
-    added += heads.causal(query, key, before)
-    result, scores = heads.attend(query, key, value, added)
-    return [result, key, value, scores]
+    return attend_with_cache(heads, parts, _INPUTS, shares=context.has_input(_INPUTS.length))
 
 
 def _query_key_value(context: NodeContext, heads: Heads) -> list[TensorValue]:

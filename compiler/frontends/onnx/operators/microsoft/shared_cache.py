@@ -23,21 +23,50 @@ _ROWS = 2  # the axis of the positions in a cache (batch, heads, positions, size
 
 
 @dataclass(frozen=True)
-class SharedCache:
-    """Positions of a node's inputs: the buffer of keys (that of values is next), its length, and beams of entries."""
+class CacheInputs:
+    """Positions of a node's inputs.
 
+    Attributes:
+        mask, bias: padding, and what is added to the scores.
+        past: keys of the past, or the buffer of keys; values are next.
+        length: the number of entries of the past that a buffer holds.
+        indirection: the beams of entries.
+    """
+
+    mask: int
+    bias: int
     past: int
     length: int
     indirection: int
 
 
-def attend_in_shared_cache(
-    heads: Heads, parts: Sequence[TensorValue], inputs: SharedCache, added: Sequence[TensorValue]
+def attend_with_cache(
+    heads: Heads, parts: Sequence[TensorValue], inputs: CacheInputs, *, shares: bool
 ) -> list[TensorValue | None]:
     """Return [result, keys, values, scores]; `parts` are query, key and value as (batch, heads, length, size).
 
-    The first entries of the buffers are filled, and the new ones are written after them.
+    Args:
+        shares: a past is a buffer that new entries are written into; otherwise they are appended to it.
     """
+    context, op, before = heads.context, heads.op, None
+    query, key, value = parts
+    shares = shares and context.has_input(inputs.past)
+    if context.has_input(inputs.past) and not shares:
+        before, before_value = context.tensor(inputs.past), context.tensor(inputs.past + 1)
+        key, value = op("Concat", before, key, axis=_ROWS), op("Concat", before_value, value, axis=_ROWS)
+    added = heads.padding(inputs.mask, query, key)
+    if context.has_input(inputs.bias):
+        added.append(context.tensor(inputs.bias))
+    if shares:
+        return _attend_in_buffer(heads, parts, inputs, added)
+    result, scores = heads.attend(query, key, value, [*added, *heads.causal(query, key, before)])
+    return [result, key, value, scores]
+
+
+def _attend_in_buffer(
+    heads: Heads, parts: Sequence[TensorValue], inputs: CacheInputs, added: Sequence[TensorValue]
+) -> list[TensorValue | None]:
+    """The first entries of the buffers are filled, and the new ones are written after them."""
     context, op = heads.context, heads.op
     query, key, value = parts
     past = op("Cast", op("Reshape", context.value(inputs.length), int64s(1)), to=7)
@@ -106,7 +135,8 @@ def _written(heads: Heads, index: int, rows: TensorValue, starts: TensorValue) -
     return context.runtime(written, rows.dtype)
 
 
-_MASK, _BIAS_OF_SCORES, _PAST, _LENGTH, _INDIRECTION, _BIAS = 3, 4, 5, 7, 9, 10
+_INPUTS = CacheInputs(mask=3, bias=4, past=5, length=7, indirection=9)
+_BIAS = 10  # of the projections
 
 
 @converter("DecoderMaskedMultiHeadAttention", domain=DOMAIN)
@@ -117,19 +147,8 @@ def decoder_masked_attention(context: NodeContext) -> list[TensorValue | None]:
     beam width, cache indirection, bias of the projections.
     """
     heads = Heads(context)
-    op, parts = heads.op, _parts(heads)
     shares = bool(context.attribute("past_present_share_buffer", 0))
-    if context.has_input(_PAST) and not shares:
-        past = [context.tensor(_PAST), context.tensor(_PAST + 1)]
-        parts[1:] = [op("Concat", old, new, axis=_ROWS) for old, new in zip(past, parts[1:], strict=True)]
-    added = heads.padding(_MASK, parts[0], parts[1])
-    if context.has_input(_BIAS_OF_SCORES):
-        added.append(context.tensor(_BIAS_OF_SCORES))
-    if context.has_input(_PAST) and shares:
-        return attend_in_shared_cache(heads, parts, SharedCache(_PAST, _LENGTH, _INDIRECTION), added)
-    query, key, value = parts
-    result, scores = heads.attend(query, key, value, added)
-    return [result, key, value, scores]
+    return attend_with_cache(heads, _parts(heads), _INPUTS, shares=shares)
 
 
 def _parts(heads: Heads) -> list[TensorValue]:
@@ -137,9 +156,9 @@ def _parts(heads: Heads) -> list[TensorValue]:
     context, op = heads.context, heads.op
     if context.has_input(1):
         return heads.with_bias([context.tensor(index) for index in range(3)], given(context, _BIAS))
-    if not context.has_input(_PAST):
+    if not context.has_input(_INPUTS.past):
         context.invalid("a query that holds key and value too needs past_key and past_value")
-    key, value = (context.shape(index)[3] for index in (_PAST, _PAST + 1))
+    key, value = (context.shape(index)[3] for index in (_INPUTS.past, _INPUTS.past + 1))
     if not isinstance(key, int) or not isinstance(value, int):
         context.refuse("the size of the heads is not known when compiling")
     sizes = int64s(*(heads.count * size for size in (key, key, value)))
