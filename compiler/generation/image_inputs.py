@@ -67,7 +67,7 @@ def _patch_parts(image: Any, preparation: ImagePreparation, patches: PatchPrepar
 
 
 def _cells(image: Any, preparation: ImagePreparation, patches: PatchPreparation) -> Array:
-    """Return patches (rows, columns, ...) of an image, of which squares that make one row are consecutive."""
+    """Return patches (rows, columns, ...) of an image, of which blocks that make one row are consecutive."""
     side, merge = preparation.height, patches.merge
     values = normalized(image, preparation)
     rows, columns = values.shape[1] // side, values.shape[2] // side

@@ -22,7 +22,7 @@ def exaone_rows(model: Any, pixels: Tensor, grids: Tensor) -> Outputs:
 
 
 def gemma4_rows(model: Any, pixels: Tensor, grids: Tensor) -> Outputs:
-    """Rows of Gemma 4: means of squares of patches, with attention within images."""
+    """Rows of Gemma 4: means of blocks of patches, with attention within images."""
     tower = model.model.vision_tower
     patches = PatchPositions(grids, pixels.shape[0], merge_size(model.config))
     embedder, side = tower.patch_embedder, tower.config.patch_size
@@ -52,8 +52,8 @@ def glm_rows(model: Any, pixels: Tensor, grids: Tensor) -> Outputs:
     rotations = visual.rotary_pos_emb(hidden, patches.coordinates)
     for block in visual.blocks:
         hidden = block(hidden, cu_seqlens=patches.frames, max_seqlen=1, position_embeddings=rotations)
-    squares = visual.post_layernorm(hidden).unflatten(0, (-1, visual.spatial_merge_size, visual.spatial_merge_size))
-    merged = visual.downsample(squares.permute(0, 3, 1, 2)).flatten(1)
+    blocks = visual.post_layernorm(hidden).unflatten(0, (-1, visual.spatial_merge_size, visual.spatial_merge_size))
+    merged = visual.downsample(blocks.permute(0, 3, 1, 2)).flatten(1)
     return {FEATURES: visual.merger(merged), SHIFTS: patches.shifts()}
 
 
@@ -63,8 +63,9 @@ def lfm2_rows(model: Any, pixels: Tensor, grids: Tensor) -> Outputs:
     patches, embeddings = PatchPositions(grids, pixels.shape[0], merge_size(model.config)), tower.embeddings
     hidden = embeddings.patch_embedding(_channels_last(pixels, embeddings.patch_size))
     hidden = (hidden + patches.smoothed(embeddings.position_embedding.weight))[None]
+    mask = patches.mask()
     for layer in tower.encoder.layers:
-        hidden = layer(hidden, patches.mask())
+        hidden = layer(hidden, mask)
     merged = tower.post_layernorm(hidden).reshape(-1, patches.unit * hidden.shape[-1])
     if projector.use_layer_norm:
         merged = projector.layer_norm(merged)
@@ -171,15 +172,15 @@ def _channels_last(pixels: Tensor, side: int) -> Tensor:
 def _pixtral_states(tower: Any, patches: PatchPositions, pixels: Tensor) -> list[Tensor]:
     """Return the states (1, patches, width) before and after each layer, with attention within images."""
     states = [tower.ln_pre(pixels @ tower.patch_conv.weight.flatten(1).T)[None]]
-    rotations = tower.patch_positional_embedding(states[0], patches.coordinates)
+    rotations, mask = tower.patch_positional_embedding(states[0], patches.coordinates), patches.mask()
     for layer in tower.transformer.layers:
-        states.append(layer(states[-1], patches.mask(), position_embeddings=rotations))
+        states.append(layer(states[-1], mask, position_embeddings=rotations))
     return states
 
 
 def _pixtral_rows(projector: Any, patches: PatchPositions, hidden: Tensor) -> Tensor:
-    """Merge squares of patches (1, patches, width)."""
+    """Merge blocks of patches (1, patches, width)."""
     normalized = projector.norm(hidden)
-    squares = normalized.reshape(-1, patches.unit, normalized.shape[-1]).transpose(1, 2).flatten(1)
-    merged = projector.patch_merger.merging_layer(squares)
+    blocks = normalized.reshape(-1, patches.unit, normalized.shape[-1]).transpose(1, 2).flatten(1)
+    merged = projector.patch_merger.merging_layer(blocks)
     return projector.linear_2(projector.act(projector.linear_1(merged)))

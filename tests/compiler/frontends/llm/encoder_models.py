@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -309,13 +309,21 @@ def _exaone4_5(positions: int) -> dict[str, Any]:
 
 def _plain_patches(positions: int, vision: dict[str, Any], **text: Any) -> dict[str, Any]:
     """Positions of the text in one dimension."""
-    return {
-        "vision_config": {"depth": 1, "num_heads": 2, "patch_size": 4, **vision},
-        "text_config": {**_TEXT, "head_dim": 8, "max_position_embeddings": positions, **text},
-        "image_token_id": 258,
-        "video_token_id": 261,
-        "tie_word_embeddings": False,
-    }
+    sizes = {"depth": 1, "num_heads": 2, "patch_size": 4, **vision}
+    return _of_images(positions, sizes, text={"head_dim": 8, **text}, video_token_id=261)
+
+
+def _of_images(
+    positions: int,
+    vision: dict[str, Any],
+    *,
+    text: Mapping[str, Any] | None = None,
+    token: str = "image_token_id",
+    **names: Any,
+) -> dict[str, Any]:
+    """An encoder of images and a decoder; `token`: the setting for the placeholder."""
+    decoder = {**_TEXT, "max_position_embeddings": positions, **(text or {})}
+    return {"vision_config": vision, "text_config": decoder, token: 258, "tie_word_embeddings": False, **names}
 
 
 def _lfm3_vl(positions: int) -> dict[str, Any]:
@@ -370,13 +378,8 @@ def _internvl(positions: int) -> dict[str, Any]:
 
 def _tiles(positions: int, vision: str = "siglip_vision_model", **names: Any) -> dict[str, Any]:
     """Images of one size, and tiles of large images."""
-    return {
-        "vision_config": {**_VISION, "model_type": vision, "image_size": 16, "patch_size": 4, "num_hidden_layers": 2},
-        "text_config": {**_TEXT, "max_position_embeddings": positions},
-        "image_token_id": 258,
-        "tie_word_embeddings": False,
-        **names,
-    }
+    sizes = {**_VISION, "model_type": vision, "image_size": 16, "patch_size": 4, "num_hidden_layers": 2}
+    return _of_images(positions, sizes, **names)
 
 
 def _vipllava(positions: int) -> dict[str, Any]:
@@ -385,15 +388,12 @@ def _vipllava(positions: int) -> dict[str, Any]:
 
 
 def _cohere(positions: int, **names: Any) -> dict[str, Any]:
-    config = _tiles(positions, downsample_factor=2, alignment_intermediate_size=40, **names)
-    layers = {"model_type": "cohere2", "sliding_window": 3, "layer_types": ["sliding_attention"], "logit_scale": 1.0}
-    return {**config, "text_config": {**config["text_config"], **layers}}
+    text = {"model_type": "cohere2", "sliding_window": 3, "layer_types": ["sliding_attention"], "logit_scale": 1.0}
+    return _tiles(positions, text=text, downsample_factor=2, alignment_intermediate_size=40, **names)
 
 
 def _aya_vision(positions: int) -> dict[str, Any]:
-    config = _cohere(positions, vision_feature_select_strategy="full")
-    config["image_token_index"] = config.pop("image_token_id")
-    return config
+    return _cohere(positions, vision_feature_select_strategy="full", token="image_token_index")
 
 
 _GRIDS_OF_TILES = [[16, 32], [32, 16], [32, 32]]
@@ -401,33 +401,26 @@ _GRIDS_OF_TILES = [[16, 32], [32, 16], [32, 32]]
 
 def _llava_next(positions: int) -> dict[str, Any]:
     """Tiles whose rows are put together, of features of two layers."""
-    config = _tiles(positions, "clip_vision_model", image_grid_pinpoints=_GRIDS_OF_TILES)
-    config["image_token_index"] = config.pop("image_token_id")
-    return {**config, "vision_feature_layer": [-2, -1]}
+    tiles = {"image_grid_pinpoints": _GRIDS_OF_TILES, "vision_feature_layer": [-2, -1]}
+    return _tiles(positions, "clip_vision_model", token="image_token_index", **tiles)
 
 
 def _llava_onevision(positions: int) -> dict[str, Any]:
     """The same, with rows interpolated to those of one tile."""
-    config = {**_llava_next(positions), **_tiles(positions), "vision_aspect_ratio": "anyres_max_1"}
-    config["image_token_index"] = config.pop("image_token_id")
-    text = {**config["text_config"], "model_type": "qwen2"}
-    return {**config, "text_config": text, "video_token_index": 261, "vision_feature_layer": -1}
+    tiles: dict[str, Any] = {
+        "image_grid_pinpoints": _GRIDS_OF_TILES,
+        "vision_feature_layer": -1,
+        "vision_aspect_ratio": "anyres_max_1",
+    }
+    text = {"model_type": "qwen2"}
+    return _tiles(positions, token="image_token_index", text=text, video_token_index=261, **tiles)
 
 
 def _got_ocr2(positions: int) -> dict[str, Any]:
     """Layers with and without a window, with relative positions."""
-    vision = {
-        **_VISION,
-        "image_size": 32,
-        "patch_size": 4,
-        "num_hidden_layers": 2,
-        "mlp_dim": 32,
-        "output_channels": 12,
-    }
-    config = _tiles(positions)
-    config["image_token_index"] = config.pop("image_token_id")
-    text = {**config["text_config"], "model_type": "qwen2"}
-    return {**config, "vision_config": {**vision, "window_size": 3, "global_attn_indexes": [1]}, "text_config": text}
+    sizes = {"image_size": 32, "patch_size": 4, "num_hidden_layers": 2, "mlp_dim": 32, "output_channels": 12}
+    vision = {**_VISION, **sizes, "window_size": 3, "global_attn_indexes": [1]}
+    return _of_images(positions, vision, text={"model_type": "qwen2"}, token="image_token_index")
 
 
 def _deepseek_vl(positions: int) -> dict[str, Any]:
@@ -640,19 +633,23 @@ def tiles_of_images(pixel_values: Any, taps: Any, weights: Any) -> dict[str, Any
     return {"pixel_values": torch.stack(padded), "image_sizes": torch.tensor(_SIZES[: len(counts)])}
 
 
+def _images(pixel_values: Any, image_grid_thw: Any) -> Iterator[tuple[int, int, Any]]:
+    """Rows and columns of patches of each image, and patches (rows / 2, columns / 2, 2, 2, channels, height, width)."""
+    images = pixel_values.split(image_grid_thw.prod(1).tolist())
+    for image, (_, rows, columns) in zip(images, image_grid_thw.tolist(), strict=True):
+        yield rows, columns, image.reshape(rows // 2, columns // 2, 2, 2, 3, 4, 4)
+
+
 def padded_patches(pixel_values: Any, image_grid_thw: Any) -> dict[str, Any]:
     """The patches as Gemma 4 takes them: row by row with positions (x, y), each image padded to the longest."""
     import torch
 
     counts, longest = image_grid_thw.prod(1).tolist(), int(image_grid_thw.prod(1).max())
     values, places = torch.zeros((len(counts), longest, pixel_values.shape[1])), -torch.ones((len(counts), longest, 2))
-    for index, (image, (_, rows, columns)) in enumerate(
-        zip(pixel_values.split(counts), image_grid_thw.tolist(), strict=True)
-    ):
-        squares = image.reshape(rows // 2, columns // 2, 2, 2, 3, 4, 4).permute(0, 2, 1, 3, 5, 6, 4)
-        values[index, : len(image)] = squares.reshape(len(image), -1)
+    for index, (rows, columns, blocks) in enumerate(_images(pixel_values, image_grid_thw)):
+        values[index, : counts[index]] = blocks.permute(0, 2, 1, 3, 5, 6, 4).reshape(counts[index], -1)
         at = torch.cartesian_prod(torch.arange(rows), torch.arange(columns)).flip(-1)
-        places[index, : len(image)] = at.float()
+        places[index, : counts[index]] = at.float()
     return {"pixel_values": values, "image_position_ids": places.long()}
 
 
@@ -667,13 +664,11 @@ def images_of_patches(pixel_values: Any, image_grid_thw: Any) -> dict[str, Any]:
     """The images as Mistral 3 takes them: pixels padded to the largest, with sizes."""
     import torch
 
-    counts, (_, down, across) = image_grid_thw.prod(1).tolist(), (4 * image_grid_thw.max(0).values).tolist()
-    pixels = torch.zeros((len(counts), 3, down, across))
-    for index, (image, (_, rows, columns)) in enumerate(
-        zip(pixel_values.split(counts), image_grid_thw.tolist(), strict=True)
-    ):
-        squares = image.reshape(rows // 2, columns // 2, 2, 2, 3, 4, 4).permute(4, 0, 2, 5, 1, 3, 6)
-        pixels[index, :, : 4 * rows, : 4 * columns] = squares.reshape(3, 4 * rows, 4 * columns)
+    _, down, across = (4 * image_grid_thw.max(0).values).tolist()
+    pixels = torch.zeros((len(image_grid_thw), 3, down, across))
+    for index, (rows, columns, blocks) in enumerate(_images(pixel_values, image_grid_thw)):
+        image = blocks.permute(4, 0, 2, 5, 1, 3, 6).reshape(3, 4 * rows, 4 * columns)
+        pixels[index, :, : 4 * rows, : 4 * columns] = image
     return {"pixel_values": pixels, "image_sizes": 4 * image_grid_thw[:, 1:]}
 
 
@@ -681,12 +676,10 @@ def rows_of_patches(pixel_values: Any, image_grid_thw: Any) -> dict[str, Any]:
     """The patches as PaddleOCR-VL takes them: row by row, each (3, height, width)."""
     import torch
 
-    images = []
-    for image, (_, rows, columns) in zip(
-        pixel_values.split(image_grid_thw.prod(1).tolist()), image_grid_thw.tolist(), strict=True
-    ):
-        squares = image.reshape(rows // 2, columns // 2, 2, 2, 3, 4, 4).permute(0, 2, 1, 3, 4, 5, 6)
-        images.append(squares.reshape(len(image), 3, 4, 4))
+    images = [
+        blocks.permute(0, 2, 1, 3, 4, 5, 6).reshape(-1, 3, 4, 4)
+        for _, _, blocks in _images(pixel_values, image_grid_thw)
+    ]
     return {"pixel_values": torch.cat(images), "image_grid_thw": image_grid_thw}
 
 
